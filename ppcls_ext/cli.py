@@ -1,0 +1,70 @@
+"""What the tools share: their arguments, and how a run that ends is told to the shell.
+
+Exit status: 0 all done; 1 a defect of the program (with its traceback); 2 an input was refused before work began;
+3 work had begun and could not go on; 4 done, but some images could not be read; 130 and 143 stopped by Ctrl-C or
+SIGTERM after saving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+from ppcls_ext.errors import Refused, RunFailed
+
+EXIT_REFUSED = 2
+EXIT_FAILED = 3
+EXIT_PARTLY = 4
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with `-c`, `-o` and `--print-config`; a tool may add its own."""
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument("-c", "--config", required=True, metavar="FILE", help="configuration file (YAML)")
+    result.add_argument(
+        "-o",
+        "--override",
+        action="append",
+        default=[],
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="replace one value, e.g. -o Global.epochs=10 -o DataLoader.Train.sampler.batch_size=64; repeatable",
+    )
+    result.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    return result
+
+
+def load_config(arguments: argparse.Namespace, needs: Iterable[str]):
+    """The configuration that the command line names, or, with --print-config, its text on stdout and the end."""
+    from ppcls_ext import config
+
+    overrides = [text for group in arguments.override for text in group]
+    if arguments.print_config:
+        print(config.load(arguments.config, overrides).to_yaml(), end="")
+        raise SystemExit(0)
+    return config.load(arguments.config, overrides, needs)
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Call `main` and leave with its status; what a user can cause is shown as a message without a traceback."""
+    try:
+        status = main() or 0
+    except Refused as error:
+        print(f"Refused: {error}", file=sys.stderr)
+        status = EXIT_REFUSED
+    except RunFailed as error:
+        print(f"Stopped: {error}", file=sys.stderr)
+        status = EXIT_FAILED
+    except KeyboardInterrupt:
+        print("Stopped by Ctrl-C.", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; the interpreter would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(status)
