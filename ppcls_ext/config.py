@@ -44,7 +44,7 @@ class Component(Section):
     arguments: dict[str, Any] = {}
 
 
-class Global(Section):
+class GlobalOptions(Section):
     """What concerns the whole run. `batch_size` is per process and stands in the samplers."""
 
     epochs: Positive = 100
@@ -68,7 +68,7 @@ class Global(Section):
     eval_mode: Literal["classification"] = "classification"
 
 
-class AMP(Section):
+class AmpOptions(Section):
     """Mixed precision: `paddle.amp`, where the device has it."""
 
     use_amp: bool = False
@@ -80,14 +80,14 @@ class AMP(Section):
     use_fp16_test: bool = False
 
 
-class EMA(Section):
+class EmaOptions(Section):
     """Exponential moving average of the weights; with `warmup` the decay of update t is min(decay, (1+t)/(10+t))."""
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999
     warmup: bool = True
 
 
-class Arch(Section):
+class ArchOptions(Section):
     """The network: a registered name, the number of classes, channels, and the builder's own arguments."""
 
     name: str
@@ -105,7 +105,7 @@ class Terms(Section):
     Eval: list[Component] = []
 
 
-class Optimizer(Section):
+class OptimizerOptions(Section):
     """The optimizer, its learning-rate schedule, and what holds for every optimizer."""
 
     name: str
@@ -134,14 +134,14 @@ class Split(Section):
     loader: LoaderOptions = LoaderOptions()
 
 
-class DataLoader(Section):
+class Splits(Section):
     """The splits that training and evaluation read."""
 
     Train: Split | None = None
     Eval: Split | None = None
 
 
-class Infer(Section):
+class InferOptions(Section):
     """Prediction: which images, how they are prepared, how the answer is given."""
 
     infer_imgs: str | list[str] | None = None
@@ -153,14 +153,14 @@ class Infer(Section):
 class Config(Section):
     """The whole configuration. `files` are the ones it was read from; `overrides` as given."""
 
-    Global: Global = Global()
-    AMP: AMP = AMP()
-    EMA: EMA | None = None
-    Arch: Arch
+    Global: GlobalOptions = GlobalOptions()
+    AMP: AmpOptions = AmpOptions()
+    EMA: EmaOptions | None = None
+    Arch: ArchOptions
     Loss: Terms = Terms()
-    Optimizer: Optimizer | None = None
-    DataLoader: DataLoader = DataLoader()
-    Infer: Infer = Infer()
+    Optimizer: OptimizerOptions | None = None
+    DataLoader: Splits = Splits()
+    Infer: InferOptions = InferOptions()
     Metric: Terms = Terms()
 
     def to_yaml(self) -> str:
@@ -391,14 +391,14 @@ class _Check:
 
     # The sections -------------------------------------------------------------------------------
 
-    def arch(self, raw: dict[str, Any]) -> Arch:
+    def arch(self, raw: dict[str, Any]) -> ArchOptions:
         mapping = self.section(raw, "Arch")
-        plain = {key: mapping[key] for key in Arch.model_fields if key in mapping and key != "arguments"}
+        plain = {key: mapping[key] for key in ArchOptions.model_fields if key in mapping and key != "arguments"}
         own = {key: value for key, value in mapping.items() if key not in plain}
         if plain.get("pretrained") not in (None, False):
             plain.pop("pretrained")
             self.say("Arch.pretrained: nothing is downloaded here; name a weights file: Global.pretrained_model=PATH")
-        fields = self.fields(Arch, plain, "Arch")
+        fields = self.fields(ArchOptions, plain, "Arch")
         name = fields.setdefault("name", "")
         if not name:
             self.say("Arch.name: missing; `python -m ppcls_ext.models list` shows the networks")
@@ -406,7 +406,7 @@ class _Check:
             self.say(f"Arch.name: unknown backbone '{name}'. {did_you_mean(name, registry.BACKBONES)}")
         else:
             fields["arguments"] = self.arguments(registry.BACKBONES[name], own, "Arch", "backbone", False)
-        return Arch(**fields)
+        return ArchOptions(**fields)
 
     def terms(self, table: Registry, raw: dict[str, Any], name: str) -> Terms:
         mapping = self.section(raw, name)
@@ -414,13 +414,13 @@ class _Check:
         parts = {key: self.one_key_list(table, mapping.get(key), f"{name}.{key}", build=True) for key in ("Train", "Eval")}
         return Terms(**parts)
 
-    def optimizer(self, raw: dict[str, Any]) -> Optimizer | None:
+    def optimizer(self, raw: dict[str, Any]) -> OptimizerOptions | None:
         mapping = self.section(raw, "Optimizer")
         if not mapping:
             return None
-        plain = {key: mapping[key] for key in Optimizer.model_fields if key in mapping and key != "arguments"}
+        plain = {key: mapping[key] for key in OptimizerOptions.model_fields if key in mapping and key != "arguments"}
         own = {key: value for key, value in mapping.items() if key not in plain}
-        fields = self.fields(Optimizer, plain, "Optimizer", more_keys=("lr", "regularizer"))
+        fields = self.fields(OptimizerOptions, plain, "Optimizer", more_keys=("lr", "regularizer"))
         schedule = self.component(registry.SCHEDULES, mapping.get("lr"), "Optimizer.lr", build=True)
         if mapping.get("regularizer") is not None:
             regularizer = self.component(_REGULARIZERS, mapping["regularizer"], "Optimizer.regularizer")
@@ -430,7 +430,7 @@ class _Check:
         made = self.component(registry.OPTIMIZERS, {"name": fields.get("name"), **own}, "Optimizer")
         if schedule is None or made is None:
             return None
-        return Optimizer(**{**fields, "lr": schedule, "arguments": made.arguments})
+        return OptimizerOptions(**{**fields, "lr": schedule, "arguments": made.arguments})
 
     def split(self, raw: dict[str, Any], name: str, channels: int) -> Split | None:
         place = f"DataLoader.{name}"
@@ -455,9 +455,9 @@ class _Check:
         if isinstance(ops, list):
             self.problems += check_transforms(ops, place, channels)
 
-    def infer(self, raw: dict[str, Any], channels: int) -> Infer:
+    def infer(self, raw: dict[str, Any], channels: int) -> InferOptions:
         mapping = self.section(raw, "Infer")
-        fields = self.fields(Infer, mapping, "Infer", more_keys=("PostProcess",))
+        fields = self.fields(InferOptions, mapping, "Infer", more_keys=("PostProcess",))
         if fields.get("transforms"):
             self.transforms(fields["transforms"], "Infer.transforms", channels)
         if mapping.get("PostProcess") is not None:
@@ -473,7 +473,7 @@ class _Check:
                     self.say(f"Infer.infer_imgs: no such file or folder: {path}")
             if not fields.get("transforms"):
                 self.say("Infer.transforms: missing; prediction has to prepare images as evaluation did")
-        return Infer(**fields)
+        return InferOptions(**fields)
 
     def whole(self, raw: dict[str, Any]) -> Config:
         for key in raw:
@@ -481,16 +481,16 @@ class _Check:
                 self.say(f"{key}: unknown section. {did_you_mean(key, Config.model_fields)}")
         arch = self.arch(raw)
         loaders = self.section(raw, "DataLoader")
-        self.fields(DataLoader, loaders, "DataLoader", more_keys=("Train", "Eval"))
+        self.fields(Splits, loaders, "DataLoader", more_keys=("Train", "Eval"))
         ema = raw.get("EMA")
         config = dict(
-            Global=Global(**self.fields(Global, self.section(raw, "Global"), "Global")),
-            AMP=AMP(**self.fields(AMP, self.section(raw, "AMP"), "AMP")),
-            EMA=None if ema is None else EMA(**self.fields(EMA, self.mapping(ema, "EMA"), "EMA")),
+            Global=GlobalOptions(**self.fields(GlobalOptions, self.section(raw, "Global"), "Global")),
+            AMP=AmpOptions(**self.fields(AmpOptions, self.section(raw, "AMP"), "AMP")),
+            EMA=None if ema is None else EmaOptions(**self.fields(EmaOptions, self.mapping(ema, "EMA"), "EMA")),
             Arch=arch,
             Loss=self.terms(registry.LOSSES, raw, "Loss"),
             Optimizer=self.optimizer(raw),
-            DataLoader=DataLoader(**{name: self.split(raw, name, arch.in_channels) for name in ("Train", "Eval")}),
+            DataLoader=Splits(**{name: self.split(raw, name, arch.in_channels) for name in ("Train", "Eval")}),
             Infer=self.infer(raw, arch.in_channels),
             Metric=self.terms(registry.METRICS, raw, "Metric"),
         )

@@ -1,0 +1,150 @@
+"""Several processes: rank, sums, agreement, work of rank 0. Each is a no-op in one process.
+
+Gloo ends every collective after 30 s, and nothing changes that; so no rank may ever be left alone in one for longer.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ppcls_ext.errors import RunFailed
+
+Result = TypeVar("Result")
+
+
+def rank() -> int:
+    """This process's number, from the environment that `paddle.distributed.launch` sets."""
+    return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
+
+
+def start() -> None:
+    """Join the other processes. Called once, after the device is chosen."""
+    if world_size() > 1:
+        import paddle
+
+        paddle.distributed.init_parallel_env()
+
+
+def all_sum(values: np.ndarray) -> np.ndarray:
+    """Sum of a float64 array over all ranks, the same on each. Waits for the device."""
+    if world_size() == 1:
+        return values
+    import paddle
+
+    tensor = paddle.to_tensor(np.asarray(values, dtype=np.float64))
+    paddle.distributed.all_reduce(tensor)
+    return tensor.numpy()
+
+
+def any_rank(flag: bool) -> bool:
+    """True on every rank if it is true on one."""
+    return bool(all_sum(np.array([float(flag)]))[0] > 0)
+
+
+def keep_in_step() -> None:
+    """Wait for the other ranks; called often enough, it keeps each wait far below gloo's limit."""
+    any_rank(False)
+
+
+def first_does(work: Callable[[], Result]) -> Result | None:
+    """Rank 0 calls `work` and gets its result, however long it takes; the others wait and get None.
+
+    The work runs in a thread while all ranks meet in short collectives, so that none runs into gloo's 30 s.
+    """
+    if world_size() == 1:
+        return work()
+    outcome: dict[str, Any] = {}
+
+    def call() -> None:
+        try:
+            outcome["result"] = work()
+        except BaseException as error:  # noqa: BLE001 - carried to the main thread and raised there
+            outcome["error"] = error
+
+    thread = threading.Thread(target=call)
+    if rank() == 0:
+        thread.start()
+    while True:
+        if rank() == 0:
+            thread.join(timeout=0.2)
+        ended = rank() == 0 and not thread.is_alive()
+        done, failed = all_sum(np.array([float(ended), float("error" in outcome)]))
+        if done:
+            break
+    if rank() == 0 and "error" in outcome:
+        raise outcome["error"]
+    if failed:
+        raise RunFailed("rank 0 failed; its own message says why")
+    return outcome.get("result")
+
+
+def equalise_statistics(tensors: dict[str, Any]) -> None:
+    """Replace batch-norm statistics (`_mean`, `_variance`), which each rank keeps of its own images, by their mean."""
+    if world_size() == 1:
+        return
+    names = sorted(name for name in tensors if name.endswith(("._mean", "._variance")))
+    if not names:
+        return
+    flat = np.concatenate([np.asarray(tensors[name].numpy(), dtype=np.float64).ravel() for name in names])
+    mean = all_sum(flat) / world_size()
+    start_at = 0
+    for name in names:
+        shape = tensors[name].shape
+        size = int(np.prod(shape))
+        tensors[name].set_value(mean[start_at : start_at + size].reshape(shape).astype(np.float32))
+        start_at += size
+
+
+# ------------------------------------------------------------------------------------------------ whose error it was
+
+# The launcher shows the first local process only. The others leave their errors in a folder that the first one watches.
+
+
+def _errors_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"ppcls_ext-{os.getuid()}-{os.getppid()}"
+
+
+def report_failure(text: str) -> None:
+    """Leave this rank's error where the first local rank, whose output the terminal shows, finds it."""
+    if world_size() == 1 or os.environ.get("PADDLE_LOCAL_RANK", "0") == "0":
+        return
+    folder = _errors_folder()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    aside = folder / f".rank_{rank()}"
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, folder / f"rank_{rank()}.error")
+    time.sleep(1.0)  # the launcher ends all ranks when this one goes: let the watcher see the file first
+
+
+def watch_failures() -> None:
+    """On the first local rank: show the errors of the others as soon as they appear."""
+    if world_size() == 1 or os.environ.get("PADDLE_LOCAL_RANK", "0") != "0":
+        return
+    folder = _errors_folder()
+    for stale in folder.glob("rank_*.error"):
+        stale.unlink()
+
+    def watch() -> None:
+        # Collectives release the interpreter lock: this thread runs while the main one waits in gloo.
+        while True:
+            for path in sorted(folder.glob("rank_*.error")):
+                number = path.stem.removeprefix("rank_")
+                print(f"\n[rank {number}] failed:\n{path.read_text(encoding='utf-8')}", file=sys.stderr, flush=True)
+                path.unlink()
+            time.sleep(0.2)
+
+    threading.Thread(target=watch, daemon=True).start()
