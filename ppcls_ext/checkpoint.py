@@ -219,6 +219,7 @@ def save_set(
 ) -> None:
     """Replace the set at `prefix` in one step. With `keep_previous`, the set that stood there stays under that name."""
     prefix.parent.mkdir(parents=True, exist_ok=True)
+    _finish_renames(prefix)
     digests = {}
     asides = {}
     for suffix, arrays in tensors.items():
@@ -262,6 +263,18 @@ def _located(prefix: Path, suffix: str, digest: str) -> Path:
     if read_trailer(path) is None:
         raise Refused(f"{path} is damaged: it is cut short (its trailer is missing)")
     raise Refused(f"{path} does not belong to {member(prefix, STATES).name}: their digests differ")
+
+
+def _finish_renames(prefix: Path) -> None:
+    """End what a killed run left undone, before its `.new` files are written over."""
+    try:
+        digests = _read_states(prefix)["digests"]
+        located = {suffix: _located(prefix, suffix, digest) for suffix, digest in digests.items()}
+    except Refused:
+        return  # no set, or no whole one: nothing to keep
+    for suffix, path in located.items():
+        os.replace(path, member(prefix, suffix))
+    sync_folder(prefix.parent)
 
 
 def _link_set(prefix: Path, name: Path) -> None:

@@ -124,6 +124,8 @@ def report_failure(text: str) -> None:
         return
     folder = _errors_folder()
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        return  # somebody else's folder in the shared temporary directory
     aside = folder / f".rank_{rank()}"
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, folder / f"rank_{rank()}.error")

@@ -1,0 +1,54 @@
+"""Exponential moving average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import paddle
+
+
+class WeightAverage:
+    """A shadow of every floating tensor of a network (batch-norm statistics included) that follows it slowly.
+
+    After update t (from 0): shadow = d * shadow + (1 - d) * weight, with d = decay or, with `warmup`,
+    min(decay, (1 + t) / (10 + t)), so that the first weights are soon forgotten.
+    """
+
+    def __init__(self, network: paddle.nn.Layer, decay: float, warmup: bool) -> None:
+        self.decay = decay
+        self.warmup = warmup
+        self._tensors = {name: t for name, t in network.state_dict().items() if t.dtype == paddle.float32}
+        self.shadow = {name: tensor.detach().clone() for name, tensor in self._tensors.items()}
+
+    @paddle.no_grad()
+    def update(self, step: int) -> None:
+        """Follow the weights after optimizer step `step` (from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+        for name, tensor in self._tensors.items():
+            self.shadow[name].set_value(self.shadow[name] * decay + tensor * (1 - decay))
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the network has the averaged weights; afterwards its own again."""
+        kept = {name: tensor.detach().clone() for name, tensor in self._tensors.items()}
+        self._give(self.shadow)
+        try:
+            yield
+        finally:
+            self._give(kept)
+
+    @paddle.no_grad()
+    def _give(self, values: dict[str, paddle.Tensor]) -> None:
+        for name, tensor in self._tensors.items():
+            tensor.set_value(values[name])
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The shadow as arrays, under the network's names."""
+        return {name: tensor.numpy() for name, tensor in self.shadow.items()}
+
+    def load(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take back what `state` returned. Raises KeyError when a name is missing."""
+        for name, tensor in self.shadow.items():
+            tensor.set_value(arrays[name])
