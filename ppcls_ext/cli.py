@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+from ppcls_ext import distributed
 from ppcls_ext.errors import Refused, RunFailed
 
 EXIT_REFUSED = 2
@@ -49,22 +51,27 @@ def load_config(arguments: argparse.Namespace, needs: Iterable[str]):
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Call `main` and leave with its status; what a user can cause is shown as a message without a traceback."""
+    """Call `main` and leave with its status; what a user can cause is shown as a message without a traceback.
+
+    Of several processes each tells its failure to the first, whose output the terminal shows.
+    """
+    message = ""
     try:
         status = main() or 0
     except Refused as error:
-        print(f"Refused: {error}", file=sys.stderr)
-        status = EXIT_REFUSED
+        message, status = f"Refused: {error}", EXIT_REFUSED
     except RunFailed as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        status = EXIT_FAILED
+        message, status = f"Stopped: {error}", EXIT_FAILED
     except KeyboardInterrupt:
-        print("Stopped by Ctrl-C.", file=sys.stderr)
-        status = 130
+        message, status = "Stopped by Ctrl-C.", 130
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; the interpreter would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
+    except Exception:  # noqa: BLE001 - a defect: shown whole, status 1
+        message, status = traceback.format_exc(), 1
+    if message:
+        print(message, file=sys.stderr, flush=True)
+        distributed.report_failure(message)
     sys.stdout.flush()
-    sys.stderr.flush()
     sys.exit(status)

@@ -437,7 +437,8 @@ class _Check:
         mapping = self.mapping(self.section(raw, "DataLoader").get(name), place)
         if not mapping:
             if name in self.needs:
-                self.say(f"{place}: missing; this tool reads it")
+                cure = "; or set Global.eval_during_train=False" if "Train" in self.needs and name == "Eval" else ""
+                self.say(f"{place}: missing; this tool reads it{cure}")
             return None
         self.fields(Split, mapping, place, more_keys=("dataset", "sampler", "loader"))
         dataset = self.component(registry.DATASETS, mapping.get("dataset"), f"{place}.dataset", files=name in self.needs)
@@ -479,12 +480,15 @@ class _Check:
         for key in raw:
             if key not in Config.model_fields:
                 self.say(f"{key}: unknown section. {did_you_mean(key, Config.model_fields)}")
+        options = GlobalOptions(**self.fields(GlobalOptions, self.section(raw, "Global"), "Global"))
+        if "Train" in self.needs and options.eval_during_train:
+            self.needs |= {"Eval"}
         arch = self.arch(raw)
         loaders = self.section(raw, "DataLoader")
         self.fields(Splits, loaders, "DataLoader", more_keys=("Train", "Eval"))
         ema = raw.get("EMA")
         config = dict(
-            Global=GlobalOptions(**self.fields(GlobalOptions, self.section(raw, "Global"), "Global")),
+            Global=options,
             AMP=AmpOptions(**self.fields(AmpOptions, self.section(raw, "AMP"), "AMP")),
             EMA=None if ema is None else EmaOptions(**self.fields(EmaOptions, self.mapping(ema, "EMA"), "EMA")),
             Arch=arch,
@@ -532,9 +536,6 @@ def load(path: str | Path, overrides: Iterable[str] = (), needs: Iterable[str] =
         _override(raw, override)
     check = _Check(needs)
     config = check.whole({str(key): value for key, value in raw.items()})
-    if "Train" in check.needs and config.Global.eval_during_train and config.DataLoader.Eval is None:
-        if not any("DataLoader.Eval" in problem for problem in check.problems):
-            check.say("DataLoader.Eval: missing; give it, or set Global.eval_during_train=False")
     refuse_all(f"The configuration {path} cannot be used", check.problems)
     return config
 

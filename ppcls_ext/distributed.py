@@ -119,8 +119,14 @@ def _errors_folder() -> Path:
 
 
 def report_failure(text: str) -> None:
-    """Leave this rank's error where the first local rank, whose output the terminal shows, finds it."""
-    if world_size() == 1 or os.environ.get("PADDLE_LOCAL_RANK", "0") == "0":
+    """Leave this rank's error where the first local rank, whose output the terminal shows, finds it.
+
+    The first rank itself only waits: if it failed because another one did, that one's error is on its way.
+    """
+    if world_size() == 1:
+        return
+    if os.environ.get("PADDLE_LOCAL_RANK", "0") == "0":
+        time.sleep(1.0)
         return
     folder = _errors_folder()
     folder.mkdir(mode=0o700, exist_ok=True)

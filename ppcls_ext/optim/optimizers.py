@@ -6,6 +6,7 @@ clips and fuses group by group.
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated
 
 import numpy as np
@@ -92,7 +93,8 @@ def decays(options: OptimizerOptions, network: paddle.nn.Layer) -> dict[str, flo
     if options.regularizer is not None:
         decay = options.regularizer.arguments.get("coeff", 0.0)
     else:
-        decay = arguments.get("weight_decay", 0.01 if options.name == "AdamW" else 0.0)
+        default = inspect.signature(OPTIMIZERS[options.name]).parameters["weight_decay"].default
+        decay = arguments.get("weight_decay", default)
     given = options.no_weight_decay_name or []
     excluded = given.split() if isinstance(given, str) else given
     trainable = {name: p for name, p in network.named_parameters() if p.trainable}

@@ -1,0 +1,1 @@
+"""What a run or an evaluation becomes: pictures and tables."""
