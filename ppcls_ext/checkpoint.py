@@ -163,7 +163,13 @@ _ADMITTED = {
     (f"numpy.{core}.{module}", name)
     for core in ("core", "_core")
     for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
-} | {("numpy", "ndarray"), ("numpy", "dtype"), ("collections", "OrderedDict"), ("_codecs", "encode"), ("builtins", "tuple")}
+} | {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+    ("builtins", "tuple"),
+}
 
 
 class _ArraysOnly(pickle.Unpickler):

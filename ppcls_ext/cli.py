@@ -45,7 +45,7 @@ def load_config(arguments: argparse.Namespace, needs: Iterable[str]):
 
     overrides = [text for group in arguments.override for text in group]
     if arguments.print_config:
-        print(config.load(arguments.config, overrides).to_yaml(), end="")
+        print(config.to_yaml(config.load(arguments.config, overrides)), end="")
         raise SystemExit(0)
     return config.load(arguments.config, overrides, needs)
 

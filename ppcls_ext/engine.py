@@ -1,23 +1,16 @@
 """Training and evaluation, read from top to bottom.
 
-`train` sets a run up (or takes up a saved one), then alternates `train_epoch`, `evaluate` and saving until the last
-epoch. A run's state is its weights, the optimizer's, and a position; everything random is a function of
-(seed, epoch, sample index) or (seed, step, rank), so a run taken up again ends with the same bits.
+`train` sets a run up (or takes up a saved one), then alternates `train_epoch`, `evaluate_and_keep_best` and saving
+until the last epoch. How a run is built and saved stands in `run.py`.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import platform
-import secrets
 import signal
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,63 +18,15 @@ import numpy as np
 import paddle
 from paddle.utils import unique_name
 
-from ppcls_ext import config as configuration
 from ppcls_ext import distributed
-from ppcls_ext.checkpoint import Checkpoint, load_set, member, save_set, write_file
-from ppcls_ext.config import Component, Config, Split
-from ppcls_ext.data.class_map import write_class_map
+from ppcls_ext.checkpoint import load_set
+from ppcls_ext.config import Config
 from ppcls_ext.data.loader import Loader
-from ppcls_ext.errors import Refused, RunFailed
-from ppcls_ext.log import RunLog, duration, joined
-from ppcls_ext.optim import (
-    WeightAverage,
-    build_optimizer,
-    clip_by_global_norm,
-    load_optimizer_state,
-    optimizer_state,
-)
-from ppcls_ext.registry import BACKBONES, DATASETS, LOSSES, METRICS, SAMPLERS, SCHEDULES
-from ppcls_ext.report.curves import draw_curves
-from ppcls_ext.weights import load_weights
-
-CLASS_MAP_FILE = "class_map.txt"
-
-
-@dataclass
-class Position:
-    """Where a run stands: `step` optimizer steps of epoch `epoch` (from 1) are done, `global_step` in all."""
-
-    epoch: int = 1
-    step: int = 0
-    global_step: int = 0
-    best: dict[str, float] = field(default_factory=dict)  # of the raw weights: {"top1": 0.71, "epoch": 3}
-    best_ema: dict[str, float] = field(default_factory=dict)
-    evaluations_without_gain: int = 0
-    sums: dict[str, float] = field(default_factory=dict)  # of the running epoch, for its averages
-
-
-@dataclass
-class Run:
-    """What `train` hands to its parts."""
-
-    config: Config
-    log: RunLog
-    folder: Path
-    seed: int
-    network: paddle.nn.Layer
-    replica: paddle.nn.Layer  # the network, or its DataParallel wrapper
-    optimizer: paddle.optimizer.Optimizer
-    schedule: Callable[[int, int, int], float]
-    losses: dict[str, Callable]
-    metrics: list[Callable]
-    average: WeightAverage | None
-    precision: Precision
-    train_loader: Loader
-    eval_loader: Loader | None
-    steps_per_epoch: int
-    class_names: list[str] | None
-    position: Position
-    asked_to_stop: int = 0  # the signal's number
+from ppcls_ext.device import choose_device, device_lines
+from ppcls_ext.errors import RunFailed
+from ppcls_ext.log import RunLog, joined
+from ppcls_ext.meter import Meter
+from ppcls_ext.run import Run, build_run, choose_seed, describe_run, equalise, eval_losses, eval_metrics, finish, save
 
 
 class StoppedBySignal(Exception):
@@ -90,9 +35,6 @@ class StoppedBySignal(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.status = 128 + number
-
-
-# ------------------------------------------------------------------------------------------------ training
 
 
 def train(config: Config) -> dict[str, float]:
@@ -168,7 +110,9 @@ def train_epoch(run: Run) -> None:
                 batch = next(batches)
                 images, labels = paddle.to_tensor(batch.images), paddle.to_tensor(batch.labels)
                 # Gradients are exchanged once a step, with its last part.
-                exchange = nullcontext() if number == len(group) or run.replica is run.network else run.replica.no_sync()
+                exchange = (
+                    nullcontext() if number == len(group) or run.replica is run.network else run.replica.no_sync()
+                )
                 with exchange:
                     with run.precision.autocast():
                         logits = run.replica(images)
@@ -199,89 +143,9 @@ def train_epoch(run: Run) -> None:
     run.log.record("train_epoch", position.global_step, epoch, meter.averages())
 
 
-class Meter:
-    """Sums of losses and correct answers of the running epoch, and the times of its steps.
-
-    Values stay on the device until `flush`, which waits for it. `flush` also is where a NaN is found: every save is
-    preceded by one, so a broken network is never saved.
-    """
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.sums = run.position.sums
-        self.pending: list[tuple[np.ndarray, dict[str, paddle.Tensor]]] = []
-        self.steps = self.images = 0
-        self.waited = 0.0
-        self.began = time.perf_counter()
-
-    def add(self, batch: Any, terms: dict, loss: paddle.Tensor, logits: paddle.Tensor, labels: paddle.Tensor) -> None:
-        """Remember what one batch gave."""
-        values = {name: term.detach() for name, term in terms.items()} | {"loss": loss.detach()}
-        with paddle.no_grad():
-            for metric in self.run.metrics:
-                values |= dict(zip(metric.names(), metric(logits.detach(), labels)))
-        self.pending.append((batch.indices, values))
-        self.waited += batch.wait
-        self.images += len(batch.indices)
-
-    def flush(self) -> None:
-        """Add what is pending to the sums. Raises `RunFailed` at the first loss that is not finite."""
-        counted = {name for metric in self.run.metrics for name in metric.names()}
-        for done, (indices, values) in enumerate(self.pending):
-            numbers = {name: float(value) for name, value in values.items()}  # waits for the device
-            if not math.isfinite(numbers["loss"]):
-                raise RunFailed(self._not_finite(numbers["loss"], done))
-            for name, number in numbers.items():
-                self.sums[name] = self.sums.get(name, 0.0) + number * (1 if name in counted else len(indices))
-            self.sums["images"] = self.sums.get("images", 0) + len(indices)
-        self.pending.clear()
-
-    def _not_finite(self, value: float, done: int) -> str:
-        run, dataset = self.run, self.run.train_loader.dataset
-        lines = [f"the loss is {value} in epoch {run.position.epoch}, near step {run.position.step}."]
-        for number in range(max(0, done - 2), done + 1):
-            indices, values = self.pending[number]
-            names = [dataset.path(int(index)) for index in indices[:4]]
-            more = f" and {len(indices) - len(names)} more" if len(indices) > len(names) else ""
-            lines.append(f"  batch with loss {float(values['loss']):.5g}: {', '.join(names)}{more}")
-        good = member(run.folder / "latest", ".pdstates")
-        if good.exists():
-            lines.append(f"The last good checkpoint is untouched: -o Global.checkpoints={run.folder / 'latest'}")
-        else:
-            lines.append("There is no checkpoint yet.")
-        lines.append("Lower Optimizer.lr.learning_rate, add a warm-up (lr.warmup_epoch) or set Optimizer.clip_norm.")
-        return "\n".join(lines)
-
-    def averages(self) -> dict[str, float]:
-        """Means over the images of the epoch so far, on this rank."""
-        images = self.sums.get("images", 0)
-        order = [name for name in self.sums if name.startswith("top")] + [*self.run.losses, "loss"]
-        return {name: self.sums[name] / images for name in order if name in self.sums} if images else {}
-
-    def say(self, rate: float) -> None:
-        """The line that PaddleClas's users know; times are means since the last line."""
-        position, options = self.run.position, self.run.config.Global
-        elapsed = time.perf_counter() - self.began
-        batch_cost = elapsed / self.steps
-        remaining = (options.epochs - position.epoch + 1) * self.run.steps_per_epoch - position.step
-        averages = self.averages()
-        name = self.run.config.Optimizer.lr.name
-        self.run.log.info(
-            f"[Train][Epoch {position.epoch}/{options.epochs}][Iter: {position.step}/{self.run.steps_per_epoch}]"
-            f"lr({name}): {rate:.8f}, {joined(averages)}, "
-            f"batch_cost: {batch_cost:.5f}s, reader_cost: {self.waited / self.steps:.5f}, "
-            f"ips: {self.images / elapsed:.5f} samples/s, eta: {duration(remaining * batch_cost)}"
-        )
-        self.run.log.record("train", position.global_step, position.epoch, {"lr": rate, **averages})
-        self.steps, self.images, self.waited, self.began = 0, 0, 0.0, time.perf_counter()
-
-
 def step_seed(seed: int, step: int) -> int:
     """One 31-bit seed for every (seed, step, rank)."""
     return int(np.random.SeedSequence([seed, step, distributed.rank()]).generate_state(1)[0] >> 1)
-
-
-# ------------------------------------------------------------------------------------------------ evaluation
 
 
 @paddle.no_grad()
@@ -391,351 +255,6 @@ def evaluate_split(run: Run) -> dict[str, float] | None:
 def selection_metric(result: dict[str, float]) -> str:
     """The metric that decides which model is best: the first accuracy."""
     return next(name for name in result if name.startswith("top") and not name.endswith("_correct"))
-
-
-# ------------------------------------------------------------------------------------------------ building
-
-
-def choose_device(wanted: str) -> str:
-    """Set Paddle's device from `Global.device` (auto, cpu, gpu, gpu:N); gpu means this process's own one."""
-    gpu_here = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
-    kind, _, number = wanted.partition(":")
-    if kind not in ("auto", "cpu", "gpu") or (number and not number.isdigit()):
-        raise Refused(f"Global.device: expected auto, cpu, gpu or gpu:N, got '{wanted}'")
-    if kind == "cpu" or not gpu_here:
-        return paddle.set_device("cpu") and "cpu"
-    local = os.environ.get("FLAGS_selected_gpus", number or "0").split(",")[0]
-    paddle.set_device(f"gpu:{local}")
-    return f"gpu:{local}"
-
-
-def device_lines(config: Config, device: str) -> Iterator[str]:
-    """What runs where, and what was asked for but is not there."""
-    threads = os.environ.get("OMP_NUM_THREADS", "all")
-    yield (
-        f"PaddlePaddle {paddle.__version__} on {device}, {distributed.world_size()} process(es)"
-        + (f", {threads} thread(s)" if device == "cpu" else "")
-    )
-    if config.Global.device.startswith("gpu") and device == "cpu":
-        yield "Global.device is gpu, but this machine or this build of PaddlePaddle has none: running on the CPU"
-    if config.AMP.use_amp and device == "cpu":
-        yield "AMP.use_amp is on, but Paddle has no half-precision kernels on a CPU: training in float32"
-
-
-def choose_seed(config: Config, saved: Checkpoint | None) -> int:
-    """The seed of the configuration, of the run that is taken up, or a fresh one that all ranks share."""
-    given = config.Global.seed
-    if saved is not None:
-        if given is not None and given != saved.states["seed"]:
-            raise Refused(
-                f"Global.seed is {given}, but the run in {saved.prefix} began with {saved.states['seed']}; "
-                "leave Global.seed out to go on with that"
-            )
-        return int(saved.states["seed"])
-    if given is not None:
-        return given
-    fresh = secrets.randbelow(2**31) if distributed.rank() == 0 else 0
-    return int(distributed.all_sum(np.array([fresh]))[0])
-
-
-def build_network(config: Config, num_classes: int) -> paddle.nn.Layer:
-    """The backbone that `Arch` names."""
-    arch = config.Arch
-    network = BACKBONES[arch.name](num_classes=num_classes, in_channels=arch.in_channels, **arch.arguments)
-    if arch.use_sync_bn:
-        from ppcls_ext.layers import convert_sync_batchnorm
-
-        network = convert_sync_batchnorm(network)
-    return network
-
-
-def build_dataset(config: Config, split: Split, seed: int, class_names: list[str] | None, num_classes: int | None) -> Any:
-    """The dataset of one split, checked."""
-    return configuration.build(
-        DATASETS,
-        split.dataset,
-        channels=config.Arch.in_channels,
-        num_classes=num_classes,
-        class_names=class_names,
-        seed=seed,
-    )
-
-
-def build_eval_loader(config: Config, class_names: list[str] | None, num_classes: int | None, seed: int = 0) -> Loader:
-    """The evaluation split, divided over the ranks without padding."""
-    split = config.DataLoader.Eval
-    dataset = build_dataset(config, split, seed, class_names, num_classes)
-    plan = configuration.build(SAMPLERS, split.sampler).evaluation_plan(
-        len(dataset), distributed.rank(), distributed.world_size()
-    )
-    return make_loader(split, dataset, plan, evaluation=True)
-
-
-def make_loader(split: Split, dataset: Any, plan: Callable[[int], list[np.ndarray]], evaluation: bool = False) -> Loader:
-    """The loader of a split, with the options of its `loader` section."""
-    return Loader(dataset, plan, evaluation=evaluation, **split.loader.model_dump())
-
-
-def named(table: Any, components: list[Component]) -> dict[str, Callable]:
-    """{"CELoss": the loss}; a second one of a name is numbered."""
-    made: dict[str, Callable] = {}
-    for component in components:
-        name = component.name if component.name not in made else f"{component.name}_{len(made) + 1}"
-        made[name] = configuration.build(table, component)
-    return made
-
-
-def eval_losses(config: Config) -> dict[str, Callable]:
-    """The losses of evaluation; plain cross entropy where none is named."""
-    return named(LOSSES, config.Loss.Eval or [Component(name="CELoss")])
-
-
-def eval_metrics(config: Config) -> list[Callable]:
-    """The metrics of evaluation and of training; top-1 and top-5 where none is named."""
-    return list(named(METRICS, config.Metric.Eval or [Component(name="TopkAcc")]).values())
-
-
-def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Checkpoint | None) -> Run:
-    """Everything a run needs, at the beginning or where `saved` stopped."""
-    rank, world = distributed.rank(), distributed.world_size()
-    options, split = config.Global, config.DataLoader.Train
-    saved_names = saved.metadata.get("class_names") if saved else None
-    dataset = build_dataset(config, split, seed, saved_names, config.Arch.class_num)
-    sampler = configuration.build(SAMPLERS, split.sampler)
-    loader = make_loader(split, dataset, sampler.training_plan(len(dataset), seed, rank, world))
-    eval_loader = None
-    if options.eval_during_train and config.DataLoader.Eval is not None:
-        eval_loader = build_eval_loader(config, dataset.class_names, dataset.num_classes, seed)
-    plan = loader.batches(1)
-    if not plan:
-        raise Refused(
-            f"DataLoader.Train: {len(dataset)} images are fewer than one batch of {world} x {split.sampler.arguments}"
-            " and drop_last is on; lower batch_size"
-        )
-    loader.start()  # workers are forked before the network exists: they share no memory with it
-    if eval_loader is not None:
-        eval_loader.start()
-
-    paddle.seed(seed)
-    network = build_network(config, dataset.num_classes)
-    refuse_batches_of_one(network, plan)
-    if saved is None and options.pretrained_model is not None:
-        report = load_weights(network, options.pretrained_model, strict=False)
-        log.info(report.summary())
-    optimizer = build_optimizer(config.Optimizer, network)
-    average = WeightAverage(network, config.EMA.decay, config.EMA.warmup) if config.EMA else None
-    precision = Precision(config, network, optimizer)
-    replica = paddle.DataParallel(network) if world > 1 else network
-    run = Run(
-        config=config,
-        log=log,
-        folder=folder,
-        seed=seed,
-        network=network,
-        replica=replica,
-        optimizer=optimizer,
-        schedule=configuration.build(SCHEDULES, config.Optimizer.lr),
-        losses=named(LOSSES, config.Loss.Train),
-        metrics=list(named(METRICS, config.Metric.Train or [Component(name="TopkAcc")]).values()),
-        average=average,
-        precision=precision,
-        train_loader=loader,
-        eval_loader=eval_loader,
-        steps_per_epoch=math.ceil(len(plan) / options.update_freq),
-        class_names=dataset.class_names,
-        position=Position(),
-    )
-    if saved is not None:
-        take_up(run, saved)
-    return run
-
-
-def refuse_batches_of_one(network: paddle.nn.Layer, plan: list[np.ndarray]) -> None:
-    """A batch norm over vectors divides by the spread of the batch, which one image does not have."""
-    if any(isinstance(layer, paddle.nn.BatchNorm1D) for layer in network.sublayers()):
-        if min(len(part) for part in plan) == 1:
-            raise Refused(
-                "DataLoader.Train.sampler: the last batch of an epoch would hold one image, which the batch norm of this "
-                "network's head cannot train on; set drop_last: True or another batch_size"
-            )
-
-
-class Precision:
-    """float32, or `paddle.amp` where the device has half precision."""
-
-    def __init__(self, config: Config, network: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer) -> None:
-        amp = config.AMP
-        self.enabled = amp.use_amp and paddle.get_device().startswith("gpu")
-        self.options = dict(level=amp.level, dtype=amp.dtype, use_promote=amp.use_promote)
-        self.scaler = None
-        if not self.enabled:
-            return
-        if amp.level == "O2":
-            paddle.amp.decorate(network, optimizer, level="O2", dtype=amp.dtype, save_dtype="float32")
-        if amp.dtype == "float16":  # bfloat16 has float32's range and needs no scaling
-            self.scaler = paddle.amp.GradScaler(
-                init_loss_scaling=amp.scale_loss, use_dynamic_loss_scaling=amp.use_dynamic_loss_scaling
-            )
-
-    def autocast(self) -> AbstractContextManager:
-        """Half precision inside, where it is enabled."""
-        return paddle.amp.auto_cast(**self.options) if self.enabled else nullcontext()
-
-    def backward(self, loss: paddle.Tensor) -> None:
-        """Gradients of the (scaled) loss."""
-        (self.scaler.scale(loss) if self.scaler else loss).backward()
-
-    def step(
-        self, optimizer: paddle.optimizer.Optimizer, parameters: list[paddle.Tensor], clip_norm: float | None
-    ) -> None:
-        """Clip, then step; with a scaler a step whose gradients overflowed is left out."""
-        if self.scaler:
-            self.scaler.unscale_(optimizer)
-        if clip_norm is not None:
-            clip_by_global_norm(parameters, clip_norm)
-        if self.scaler:
-            self.scaler.step(optimizer)
-            self.scaler.update()
-        else:
-            optimizer.step()
-
-
-# ------------------------------------------------------------------------------------------------ saving
-
-
-def equalise(run: Run) -> None:
-    """Make the batch-norm statistics of all ranks, each of its own images, their mean."""
-    distributed.equalise_statistics(run.network.state_dict())
-    if run.average is not None:
-        distributed.equalise_statistics(run.average.shadow)
-
-
-def save(run: Run, name: str) -> None:
-    """Write the set `<folder>/<name>.{pdparams,pdopt,pdstates}`; rank 0 writes, the others do not time out."""
-    equalise(run)
-    tensors: dict[str, dict[str, np.ndarray]] = {}
-    if distributed.rank() == 0:
-        weights = {key: tensor.numpy() for key, tensor in run.network.state_dict().items()}
-        averaged = {**weights, **run.average.state()} if run.average is not None else {}
-        if name == "best_model_ema":  # for use, not for taking up
-            tensors[".pdparams"] = averaged
-        else:
-            tensors[".pdparams"] = weights
-            tensors[".pdopt"] = optimizer_state(run.optimizer, run.network)
-            if averaged:
-                tensors["_ema.pdparams"] = averaged
-    previous = run.folder / "previous" if name == "latest" else None
-    states, metadata = states_of(run), metadata_of(run)
-    distributed.first_does(lambda: save_set(run.folder / name, tensors, states, metadata, keep_previous=previous))
-
-
-def states_of(run: Run) -> dict[str, Any]:
-    """What besides tensors a run needs to go on."""
-    return {
-        **asdict(run.position),
-        "seed": run.seed,
-        "scaler": run.precision.scaler.state_dict() if run.precision.scaler else None,
-        "plan": plan_of(run),
-    }
-
-
-def plan_of(run: Run) -> dict[str, int]:
-    """What must stay the same for the rest of an epoch to be the rest of that epoch."""
-    return {
-        "images": len(run.train_loader.dataset),
-        "steps_per_epoch": run.steps_per_epoch,
-        "batch_size": run.config.DataLoader.Train.sampler.arguments.get("batch_size", 1),
-        "processes": distributed.world_size(),
-        "update_freq": run.config.Global.update_freq,
-    }
-
-
-def metadata_of(run: Run) -> dict[str, Any]:
-    """What every weights file says of itself."""
-    arch = run.config.Arch
-    return {
-        "arch": arch.name,
-        "num_classes": run.network.num_classes,
-        "in_channels": arch.in_channels,
-        "arguments": arch.arguments,
-        "class_names": run.class_names,
-    }
-
-
-def take_up(run: Run, saved: Checkpoint) -> None:
-    """Put the run where `saved` stopped."""
-    if saved.metadata["arch"] != run.config.Arch.name:
-        raise Refused(f"{saved.prefix} is a {saved.metadata['arch']}; the configuration's Arch is {run.config.Arch.name}")
-    if ".pdopt" not in saved.tensors:
-        raise Refused(f"{saved.prefix} holds weights only; take a run up from latest, best_model or epoch_N")
-    states = dict(saved.states)
-    plan, now = states.pop("plan"), plan_of(run)
-    changed = [f"{name} was {plan[name]}, is {now[name]}" for name in now if plan[name] != now[name]]
-    if changed and states["step"]:
-        raise Refused(
-            f"{saved.prefix} stopped within epoch {states['epoch']}; its rest can only be taken up with the same data: "
-            + "; ".join(changed)
-        )
-    if changed:
-        run.log.warning(f"taken up with changes: {'; '.join(changed)}; the run goes on, but not as one unbroken")
-    report = load_weights(run.network, member(saved.prefix, ".pdparams"), strict=True)
-    run.log.info(report.summary())
-    load_optimizer_state(run.optimizer, run.network, saved.tensors[".pdopt"])
-    if run.average is not None and "_ema.pdparams" in saved.tensors:
-        run.average.load(saved.tensors["_ema.pdparams"])
-    elif run.average is not None:
-        run.log.warning(f"{saved.prefix} holds no averaged weights: the average begins anew")
-        run.average = WeightAverage(run.network, run.average.decay, run.average.warmup)
-    scaler = states.pop("scaler")
-    if run.precision.scaler and scaler:
-        run.precision.scaler.load_state_dict(scaler)
-    states.pop("seed")
-    run.position = Position(**states)
-    run.log.forget_after(run.position.global_step)
-    run.log.info(
-        f"taken up from {saved.prefix}: epoch {run.position.epoch}, step {run.position.step}, "
-        f"{run.position.global_step} steps done, best metric {run.position.best or 'none yet'}"
-    )
-
-
-def describe_run(run: Run) -> None:
-    """Write what the run is: resolved configuration, class map, versions, command."""
-    if distributed.rank() != 0:
-        return
-    write_file(run.folder / "config.yaml", run.config.to_yaml())
-    if run.class_names is not None:
-        write_class_map(run.folder / CLASS_MAP_FILE, run.class_names)
-    described = {
-        "command": sys.argv,
-        "seed": run.seed,
-        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "processes": distributed.world_size(),
-        "device": paddle.get_device(),
-        "versions": {"python": platform.python_version(), "paddle": paddle.__version__, "numpy": np.__version__},
-        "parameters": int(sum(p.size for p in run.network.parameters() if p.trainable)),
-    }
-    write_file(run.folder / "run.json", json.dumps(described, indent=1) + "\n")
-    run.log.info(
-        f"{run.config.Arch.name}: {described['parameters']:,} parameters, {run.network.num_classes} classes; "
-        f"{len(run.train_loader.dataset)} training images, {run.steps_per_epoch} steps an epoch; files in {run.folder}"
-    )
-
-
-def finish(run: Run) -> None:
-    """The curves, the images that were left out, and where everything lies."""
-    for loader, split in ((run.train_loader, "Train"), (run.eval_loader, "Eval")):
-        if loader is not None and loader.skipped:
-            listed = "\n".join(f"  {place}: {reason}" for place, reason in sorted(loader.skipped.items()))
-            run.log.warning(f"{split}: {len(loader.skipped)} images could not be read and were left out:\n{listed}")
-    if distributed.rank() == 0:
-        draw_curves(run.folder)
-    best = run.position.best
-    if best:
-        run.log.info(f"[Eval][best metric: {max(v for k, v in best.items() if k != 'epoch'):.5f} in epoch {best['epoch']}]")
-    run.log.info(f"files in {run.folder}")
-
-
-# ------------------------------------------------------------------------------------------------ signals
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a run tells: lines on the terminal and in `train.log`, `metrics.jsonl`, VisualDL, a progress bar; rank 0 only."""
+"""What a run tells: lines (terminal and `train.log`), `metrics.jsonl`, VisualDL, a progress bar; rank 0 only."""
 
 from __future__ import annotations
 

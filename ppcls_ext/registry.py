@@ -82,7 +82,7 @@ def parse_ratio(value: Any) -> Any:
     return ratio if math.isfinite(ratio) else value
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _signature(component: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Any]]:
     target = component.__init__ if inspect.isclass(component) else component
     return inspect.signature(component), typing.get_type_hints(target, include_extras=True)
@@ -106,7 +106,8 @@ def check_value(annotation: Any, value: Any, place: str) -> tuple[Any, list[str]
             first = error.errors()[0]
     inner = "".join(f".{part}" for part in first["loc"] if isinstance(part, int))
     given = repr(first["input"])
-    return value, [f"{place}{inner}: expected {_name_of(annotation)}, got {given if len(given) < 80 else given[:77] + '...'}"]
+    given = given if len(given) < 80 else given[:77] + "..."
+    return value, [f"{place}{inner}: expected {_name_of(annotation)}, got {given}"]
 
 
 def _name_of(annotation: Any) -> str:

@@ -1,0 +1,256 @@
+"""A plain mapping -> a validated `Config`; every mistake is collected with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+from ppcls_ext import registry
+from ppcls_ext.config.components import POSTPROCESSES, PROGRAM_ARGUMENTS, REGULARIZERS
+from ppcls_ext.config.sections import (
+    AmpOptions,
+    ArchOptions,
+    Component,
+    Config,
+    EmaOptions,
+    GlobalOptions,
+    InferOptions,
+    LoaderOptions,
+    OptimizerOptions,
+    Section,
+    Split,
+    Splits,
+    Terms,
+)
+from ppcls_ext.errors import did_you_mean
+from ppcls_ext.registry import Registry, arguments_of, check_arguments, check_value
+from ppcls_ext.transforms import check_transforms
+
+
+class Check:
+    """Walks the raw mapping, collects problems and the validated pieces."""
+
+    def __init__(self, needs: Iterable[str]) -> None:
+        self.needs = frozenset(needs)
+        self.problems: list[str] = []
+
+    def say(self, problem: str) -> None:
+        self.problems.append(problem)
+
+    def mapping(self, value: Any, place: str) -> dict[str, Any]:
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            self.say(f"{place}: expected a section with keys, got {value!r}")
+            return {}
+        return {str(key): item for key, item in value.items()}
+
+    def fields(
+        self, section: type[Section], raw: dict[str, Any], place: str, more_keys: Iterable[str] = ()
+    ) -> dict[str, Any]:
+        """Check the plain keys of a section; `more_keys` are checked by somebody else. Unknown keys are problems."""
+        known = [name for name in section.model_fields if name != "arguments"]
+        more_keys = set(more_keys)
+        checked = {}
+        for key, value in raw.items():
+            if key in more_keys:
+                continue
+            if key not in known:
+                self.say(f"{place}.{key}: unknown key. {did_you_mean(key, [*known, *more_keys])}")
+                continue
+            field = section.model_fields[key]
+            annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+            converted, wrong = check_value(annotation, value, f"{place}.{key}")
+            self.problems += wrong
+            if not wrong:
+                checked[key] = converted
+        return checked
+
+    def arguments(
+        self, component: Callable[..., Any], raw: dict[str, Any], place: str, kind: str, check_files: bool
+    ) -> dict[str, Any]:
+        """Bind the arguments of a component and look for the files that they name."""
+        hidden = PROGRAM_ARGUMENTS.get(kind, frozenset())
+        arguments, wrong = check_arguments(component, raw, place, hidden)
+        self.problems += wrong
+        if check_files:
+            known = arguments_of(component, hidden)
+            for name in known.keys() & arguments.keys():
+                text = str(known[name])
+                if arguments[name] is None or not isinstance(arguments[name], str):
+                    continue
+                if "input file" in text and not Path(arguments[name]).is_file():
+                    self.say(f"{place}.{name}: no such file: {arguments[name]}")
+                if "input folder" in text and not Path(arguments[name]).is_dir():
+                    self.say(f"{place}.{name}: no such folder: {arguments[name]}")
+        return arguments
+
+    def component(
+        self, table: Registry, raw: Any, place: str, build: bool = False, files: bool = False
+    ) -> Component | None:
+        """A component written as `name: X` with its arguments beside the name."""
+        mapping = self.mapping(raw, place)
+        name = mapping.pop("name", None)
+        if not isinstance(name, str):
+            self.say(f"{place}.name: missing; expected one of the known {table.kind}s: {', '.join(table)}")
+            return None
+        return self._known(table, name, mapping, place, f"{place}.name", build, files)
+
+    def one_key_list(self, table: Registry, raw: Any, place: str, build: bool = False) -> list[Component]:
+        """Components written as a list of one-key mappings, `- X: {...}`."""
+        if raw is None:
+            return []
+        if not isinstance(raw, list):
+            self.say(f"{place}: expected a list such as [- Name: {{...}}], got {raw!r}")
+            return []
+        found = []
+        for index, item in enumerate(raw):
+            if not isinstance(item, dict) or len(item) != 1:
+                self.say(f"{place}.{index}: expected one name with its arguments, got {item!r}")
+                continue
+            (name, arguments), here = next(iter(item.items())), f"{place}.{index}"
+            arguments = self.mapping(arguments, f"{here}.{name}")
+            component = self._known(table, str(name), arguments, f"{here}.{name}", here, build, False)
+            if component is not None:
+                found.append(component)
+        return found
+
+    def _known(
+        self, table: Registry, name: str, raw: dict[str, Any], place: str, name_place: str, build: bool, files: bool
+    ) -> Component | None:
+        if name not in table:
+            self.say(f"{name_place}: unknown {table.kind} '{name}'. {did_you_mean(name, table)}")
+            return None
+        before = len(self.problems)
+        arguments = self.arguments(table[name], raw, place, table.kind, files)
+        if build and len(self.problems) == before:
+            # These components are plain values: making one checks its ranges.
+            try:
+                table[name](**arguments)
+            except ValueError as error:
+                self.say(f"{place}: {error}")
+        return Component(name=name, arguments=arguments)
+
+    def section(self, raw: dict[str, Any], name: str) -> dict[str, Any]:
+        return self.mapping(raw.get(name), name)
+
+    # The sections -------------------------------------------------------------------------------
+
+    def arch(self, raw: dict[str, Any]) -> ArchOptions:
+        mapping = self.section(raw, "Arch")
+        plain = {key: mapping[key] for key in ArchOptions.model_fields if key in mapping and key != "arguments"}
+        own = {key: value for key, value in mapping.items() if key not in plain}
+        if plain.get("pretrained") not in (None, False):
+            plain.pop("pretrained")
+            self.say("Arch.pretrained: nothing is downloaded here; name a weights file: Global.pretrained_model=PATH")
+        fields = self.fields(ArchOptions, plain, "Arch")
+        name = fields.setdefault("name", "")
+        if not name:
+            self.say("Arch.name: missing; `python -m ppcls_ext.models list` shows the networks")
+        elif name not in registry.BACKBONES:
+            self.say(f"Arch.name: unknown backbone '{name}'. {did_you_mean(name, registry.BACKBONES)}")
+        else:
+            fields["arguments"] = self.arguments(registry.BACKBONES[name], own, "Arch", "backbone", False)
+        return ArchOptions(**fields)
+
+    def terms(self, table: Registry, raw: dict[str, Any], name: str) -> Terms:
+        mapping = self.section(raw, name)
+        self.fields(Terms, mapping, name, more_keys=("Train", "Eval"))
+        parts = {
+            key: self.one_key_list(table, mapping.get(key), f"{name}.{key}", build=True) for key in ("Train", "Eval")
+        }
+        return Terms(**parts)
+
+    def optimizer(self, raw: dict[str, Any]) -> OptimizerOptions | None:
+        mapping = self.section(raw, "Optimizer")
+        if not mapping:
+            return None
+        plain = {key: mapping[key] for key in OptimizerOptions.model_fields if key in mapping and key != "arguments"}
+        own = {key: value for key, value in mapping.items() if key not in plain}
+        fields = self.fields(OptimizerOptions, plain, "Optimizer", more_keys=("lr", "regularizer"))
+        schedule = self.component(registry.SCHEDULES, mapping.get("lr"), "Optimizer.lr", build=True)
+        if mapping.get("regularizer") is not None:
+            regularizer = self.component(REGULARIZERS, mapping["regularizer"], "Optimizer.regularizer")
+            fields["regularizer"] = regularizer
+            if "weight_decay" in own:
+                self.say("Optimizer.weight_decay: stands beside Optimizer.regularizer; give one of the two")
+        made = self.component(registry.OPTIMIZERS, {"name": fields.get("name"), **own}, "Optimizer")
+        if schedule is None or made is None:
+            return None
+        return OptimizerOptions(**{**fields, "lr": schedule, "arguments": made.arguments})
+
+    def split(self, raw: dict[str, Any], name: str, channels: int) -> Split | None:
+        place = f"DataLoader.{name}"
+        mapping = self.mapping(self.section(raw, "DataLoader").get(name), place)
+        if not mapping:
+            if name in self.needs:
+                cure = "; or set Global.eval_during_train=False" if "Train" in self.needs and name == "Eval" else ""
+                self.say(f"{place}: missing; this tool reads it{cure}")
+            return None
+        self.fields(Split, mapping, place, more_keys=("dataset", "sampler", "loader"))
+        dataset = self.component(
+            registry.DATASETS, mapping.get("dataset"), f"{place}.dataset", files=name in self.needs
+        )
+        if dataset is not None:
+            self.transforms(dataset.arguments.get("transform_ops"), f"{place}.dataset.transform_ops", channels)
+        sampler = self.component(registry.SAMPLERS, mapping.get("sampler"), f"{place}.sampler", build=True)
+        options = self.fields(LoaderOptions, self.mapping(mapping.get("loader"), f"{place}.loader"), f"{place}.loader")
+        if dataset is None or sampler is None:
+            return None
+        return Split(dataset=dataset, sampler=sampler, loader=LoaderOptions(**options))
+
+    def transforms(self, ops: Any, place: str, channels: int) -> None:
+        if isinstance(ops, list):
+            self.problems += check_transforms(ops, place, channels)
+
+    def infer(self, raw: dict[str, Any], channels: int) -> InferOptions:
+        mapping = self.section(raw, "Infer")
+        fields = self.fields(InferOptions, mapping, "Infer", more_keys=("PostProcess",))
+        if fields.get("transforms"):
+            self.transforms(fields["transforms"], "Infer.transforms", channels)
+        if mapping.get("PostProcess") is not None:
+            process = self.component(POSTPROCESSES, mapping["PostProcess"], "Infer.PostProcess")
+            if process is not None:
+                fields["PostProcess"] = process
+        if "Infer" in self.needs:
+            given = fields.get("infer_imgs")
+            if given is None:
+                self.say(
+                    "Infer.infer_imgs: missing; name an image, a folder, or a list of them: -o Infer.infer_imgs=PATH"
+                )
+            for path in [given] if isinstance(given, str) else given or []:
+                if not Path(path).exists():
+                    self.say(f"Infer.infer_imgs: no such file or folder: {path}")
+            if not fields.get("transforms"):
+                self.say("Infer.transforms: missing; prediction has to prepare images as evaluation did")
+        return InferOptions(**fields)
+
+    def whole(self, raw: dict[str, Any]) -> Config:
+        for key in raw:
+            if key not in Config.model_fields:
+                self.say(f"{key}: unknown section. {did_you_mean(key, Config.model_fields)}")
+        options = GlobalOptions(**self.fields(GlobalOptions, self.section(raw, "Global"), "Global"))
+        if "Train" in self.needs and options.eval_during_train:
+            self.needs |= {"Eval"}
+        arch = self.arch(raw)
+        loaders = self.section(raw, "DataLoader")
+        self.fields(Splits, loaders, "DataLoader", more_keys=("Train", "Eval"))
+        ema = raw.get("EMA")
+        config = dict(
+            Global=options,
+            AMP=AmpOptions(**self.fields(AmpOptions, self.section(raw, "AMP"), "AMP")),
+            EMA=None if ema is None else EmaOptions(**self.fields(EmaOptions, self.mapping(ema, "EMA"), "EMA")),
+            Arch=arch,
+            Loss=self.terms(registry.LOSSES, raw, "Loss"),
+            Optimizer=self.optimizer(raw),
+            DataLoader=Splits(**{name: self.split(raw, name, arch.in_channels) for name in ("Train", "Eval")}),
+            Infer=self.infer(raw, arch.in_channels),
+            Metric=self.terms(registry.METRICS, raw, "Metric"),
+        )
+        if "Train" in self.needs:
+            if not config["Loss"].Train:
+                self.say("Loss.Train: missing; for example [- CELoss: {weight: 1.0}]")
+            if config["Optimizer"] is None and not raw.get("Optimizer"):
+                self.say("Optimizer: missing; training needs an optimizer and its lr")
+        return Config(**config)

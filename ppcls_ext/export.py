@@ -1,0 +1,158 @@
+"""A trained network as a static graph that is known to answer as the network does.
+
+The graph is written into a folder aside, served there by Paddle Inference, and compared with the network on real
+images. Only if every answer agrees do the files take their places; a model that differs is not left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import paddle
+import yaml
+
+from ppcls_ext.checkpoint import file_digest, sync_folder, write_file
+from ppcls_ext.config import Config
+from ppcls_ext.device import choose_device
+from ppcls_ext.errors import Refused, RunFailed
+from ppcls_ext.prediction import find_images
+from ppcls_ext.served import DESCRIPTION_FILE, GRAPH_FILES, PARAMETERS_FILE, ServedModel
+from ppcls_ext.trained import class_names_of, load_trained
+from ppcls_ext.transforms import DecodeError, Pipeline, build_transforms
+
+# Probabilities of the two sides may differ by this much: |a - b| <= ABSOLUTE + RELATIVE * |b|.
+ABSOLUTE, RELATIVE = 1e-5, 1e-3
+COMPARED_IMAGES = 8
+
+
+class _WithSoftmax(paddle.nn.Layer):
+    """The network and the softmax that the served model ends with."""
+
+    def __init__(self, network: paddle.nn.Layer) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return paddle.nn.functional.softmax(self.network(x), axis=-1)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where the model lies, and what the comparison found."""
+
+    folder: Path
+    loaded: str
+    compared: list[str]
+    largest_difference: float
+
+
+def export(config: Config) -> Exported:
+    """Export `Global.pretrained_model` to `Global.save_inference_dir`.
+
+    Raises `Refused` without weights, transforms or real images, `RunFailed` when the static model differs.
+    """
+    choose_device("cpu")
+    network, metadata, loaded = load_trained(config)
+    if not config.Infer.transforms:
+        raise Refused("Infer.transforms: missing; the exported model carries its preprocessing")
+    pipeline = build_transforms(config.Infer.transforms, config.Arch.in_channels)
+    files, images = real_images(config, pipeline)
+    if list(images.shape[1:]) != config.Global.image_shape:
+        raise Refused(
+            f"Global.image_shape is {config.Global.image_shape}, but Infer.transforms make images of "
+            f"{list(images.shape[1:])}: set -o Global.image_shape='{list(images.shape[1:])}' or change the transforms"
+        )
+    folder = Path(config.Global.save_inference_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / ".new"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        write_graph(network, config.Global.image_shape, aside)
+        class_names = class_names_of(config, metadata)
+        write_file(aside / DESCRIPTION_FILE, describe(config, pipeline, class_names, aside))
+        difference = compare(network, ServedModel(aside), images, files)
+        take_places(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return Exported(folder, loaded, files, difference)
+
+
+def real_images(config: Config, pipeline: Pipeline) -> tuple[list[str], np.ndarray]:
+    """Names and images (N, C, H, W) to compare on: of `Infer.infer_imgs`, or scikit-learn's two photographs."""
+    given = config.Infer.infer_imgs
+    items = [given] if isinstance(given, str) else given or []
+    files = find_images([item for item in items if Path(item).exists()])[:COMPARED_IMAGES]
+    if not files:
+        import sklearn.datasets
+
+        files = sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"))
+    images = []
+    for file in files:
+        try:
+            images.append(pipeline(file.read_bytes()))
+        except DecodeError as error:
+            raise Refused(f"{file}: cannot be decoded: {error}; the export is compared on these images") from error
+    if not images:
+        raise Refused("no image to compare the exported model on: name some with -o Infer.infer_imgs=PATH")
+    return [str(file) for file in files], np.stack(images)
+
+
+def write_graph(network: paddle.nn.Layer, image_shape: list[int], folder: Path) -> None:
+    """`inference.json` or `inference.pdmodel`, and `inference.pdiparams`, for any batch size."""
+    model = _WithSoftmax(network)
+    model.eval()
+    spec = [paddle.static.InputSpec([None, *image_shape], "float32", name="x")]
+    paddle.jit.save(paddle.jit.to_static(model, input_spec=spec), str(folder / "inference"))
+
+
+def describe(config: Config, pipeline: Pipeline, class_names: list[str] | None, folder: Path) -> str:
+    """The text of `inference.yml`."""
+    names = [name for name in (*GRAPH_FILES, PARAMETERS_FILE) if (folder / name).is_file()]
+    topk = config.Infer.PostProcess.arguments.get("topk", 5)
+    description = {
+        "Global": {"model_name": config.Arch.name, "image_shape": config.Global.image_shape},
+        "PreProcess": {"transform_ops": pipeline.to_config()},
+        "PostProcess": {"Topk": {"topk": topk, "label_list": class_names}},
+        "Digests": {name: file_digest(folder / name) for name in names},
+    }
+    return yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
+
+
+def compare(network: paddle.nn.Layer, served: ServedModel, images: np.ndarray, files: list[str]) -> float:
+    """The largest difference of probabilities, over all images at once and the first alone (the batch is dynamic).
+
+    Raises `RunFailed` when one is too large.
+    """
+    largest = 0.0
+    for batch in (images, images[:1]):
+        with paddle.no_grad():
+            expected = paddle.nn.functional.softmax(network(paddle.to_tensor(batch)), axis=-1).numpy()
+        got = served.probabilities(batch)
+        difference = np.abs(got - expected)
+        wrong = (difference > ABSOLUTE + RELATIVE * np.abs(expected)) | ~np.isfinite(got)
+        if got.shape != expected.shape or wrong.any():
+            worst = int(wrong.any(axis=-1).argmax())
+            raise RunFailed(
+                f"the static model differs from the trained one by up to {difference.max():.3g} "
+                f"(first on {files[worst]}; allowed: {ABSOLUTE:g} + {RELATIVE:g} x value); nothing was exported"
+            )
+        largest = max(largest, float(difference.max()))
+    return largest
+
+
+def take_places(aside: Path, folder: Path) -> None:
+    """Move the files into `folder`; what an older export left under the same names goes."""
+    names = [name for name in (*GRAPH_FILES, PARAMETERS_FILE) if (aside / name).is_file()]
+    for name in (*names, DESCRIPTION_FILE):  # the description last: its digests refuse a half-replaced folder
+        with open(aside / name, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside / name, folder / name)
+    for name in GRAPH_FILES:
+        if name not in names:
+            (folder / name).unlink(missing_ok=True)
+    sync_folder(folder)

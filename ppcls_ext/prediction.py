@@ -1,0 +1,80 @@
+"""From image files to answers, for `tools/infer.py` and for the deployed model alike. numpy only.
+
+An answer is PaddleClas's: {"class_ids": [178, 209], "scores": [0.99, 0.01], "file_name": "...", "label_names": [...]}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppcls_ext.errors import Refused
+from ppcls_ext.transforms import DecodeError, Pipeline
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+
+
+def find_images(given: str | list[str]) -> list[Path]:
+    """The image files that files, folders (searched through) and `.txt` lists (a path per line) name, in that order."""
+    found: list[Path] = []
+    for item in [given] if isinstance(given, str) else given:
+        path = Path(item)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            if not inside:
+                raise Refused(f"{path}: no images in this folder ({', '.join(IMAGE_SUFFIXES)})")
+            found += inside
+        elif path.suffix.lower() == ".txt" and path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found += [path.parent / line.strip() for line in lines if line.strip()]
+        else:
+            found.append(path)  # a file that is not there is reported with the others that cannot be read
+    return found
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(N, C) -> (N, C), rows that sum to 1."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def answer(probabilities: np.ndarray, file_name: str, topk: int, class_names: list[str] | None) -> dict[str, Any]:
+    """The `topk` best classes of one image, (C,) probabilities; equal ones in the order of their index."""
+    order = np.argsort(-probabilities, kind="stable")[:topk].tolist()
+    result = {
+        "class_ids": order,
+        "scores": [round(float(probabilities[index]), 5) for index in order],
+        "file_name": file_name,
+    }
+    if class_names is not None:
+        result["label_names"] = [class_names[index] for index in order]
+    return result
+
+
+def predict_files(
+    files: list[Path],
+    pipeline: Pipeline,
+    probabilities_of: Callable[[np.ndarray], np.ndarray],
+    batch_size: int,
+    topk: int,
+    class_names: list[str] | None,
+) -> Iterator[tuple[list[dict[str, Any]], dict[str, str]]]:
+    """Batch by batch: (answers, {file: why it could not be read}). One bad image does not lose the others.
+
+    `probabilities_of` maps float32 (N, C, H, W) to (N, classes).
+    """
+    for first in range(0, len(files), batch_size):
+        images, names, failed = [], [], {}
+        for path in files[first : first + batch_size]:
+            try:
+                images.append(pipeline(path.read_bytes()))
+                names.append(str(path))
+            except OSError as error:
+                failed[str(path)] = f"cannot be read: {error.strerror}"
+            except DecodeError as error:
+                failed[str(path)] = f"cannot be decoded: {error}"
+        rows = probabilities_of(np.stack(images)) if images else np.zeros((0, 0), np.float32)
+        yield [answer(row, name, topk, class_names) for row, name in zip(rows, names)], failed

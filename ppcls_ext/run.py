@@ -1,0 +1,353 @@
+"""The state of a training run: how it is set up, saved, and taken up again.
+
+A run's state is its weights, the optimizer's state and a position; everything random is a function of
+(seed, epoch, sample index) or (seed, step, rank). So a run that is taken up ends with the bits of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+
+from ppcls_ext import config as configuration
+from ppcls_ext import distributed
+from ppcls_ext.checkpoint import Checkpoint, member, save_set, write_file
+from ppcls_ext.config import Component, Config, Split
+from ppcls_ext.data.class_map import write_class_map
+from ppcls_ext.data.loader import Loader
+from ppcls_ext.device import Precision
+from ppcls_ext.errors import Refused
+from ppcls_ext.log import RunLog
+from ppcls_ext.optim import WeightAverage, build_optimizer, load_optimizer_state, optimizer_state
+from ppcls_ext.registry import BACKBONES, DATASETS, LOSSES, METRICS, SAMPLERS, SCHEDULES
+from ppcls_ext.report.curves import draw_curves
+from ppcls_ext.weights import load_weights
+
+CLASS_MAP_FILE = "class_map.txt"
+
+
+@dataclass
+class Position:
+    """Where a run stands: `step` optimizer steps of epoch `epoch` (from 1) are done, `global_step` in all."""
+
+    epoch: int = 1
+    step: int = 0
+    global_step: int = 0
+    best: dict[str, float] = field(default_factory=dict)  # of the raw weights: {"top1": 0.71, "epoch": 3}
+    best_ema: dict[str, float] = field(default_factory=dict)
+    evaluations_without_gain: int = 0
+    sums: dict[str, float] = field(default_factory=dict)  # of the running epoch, for its averages
+
+
+@dataclass
+class Run:
+    """What `train` hands to its parts."""
+
+    config: Config
+    log: RunLog
+    folder: Path
+    seed: int
+    network: paddle.nn.Layer
+    replica: paddle.nn.Layer  # the network, or its DataParallel wrapper
+    optimizer: paddle.optimizer.Optimizer
+    schedule: Callable[[int, int, int], float]
+    losses: dict[str, Callable]
+    metrics: list[Callable]
+    average: WeightAverage | None
+    precision: Precision
+    train_loader: Loader
+    eval_loader: Loader | None
+    steps_per_epoch: int
+    class_names: list[str] | None
+    position: Position
+    asked_to_stop: int = 0  # the signal's number
+
+
+def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Checkpoint | None) -> Run:
+    """Everything a run needs, at the beginning or where `saved` stopped."""
+    rank, world = distributed.rank(), distributed.world_size()
+    options, split = config.Global, config.DataLoader.Train
+    saved_names = saved.metadata.get("class_names") if saved else None
+    dataset = build_dataset(config, split, seed, saved_names, config.Arch.class_num)
+    sampler = configuration.build(SAMPLERS, split.sampler)
+
+    def plan_epoch(epoch: int) -> list[np.ndarray]:
+        return sampler.training_plan(dataset.labels, seed=seed, epoch=epoch, rank=rank, world_size=world)
+
+    loader = make_loader(split, dataset, plan_epoch)
+    eval_loader = None
+    if options.eval_during_train and config.DataLoader.Eval is not None:
+        eval_loader = build_eval_loader(config, dataset.class_names, dataset.num_classes, seed)
+    for note in [*dataset.notes, *(eval_loader.dataset.notes if eval_loader else [])]:
+        log.warning(note)
+    plan = loader.batches(1)
+    loader.start()  # workers are forked before the network exists: they share no memory with it
+    if eval_loader is not None:
+        eval_loader.start()
+
+    paddle.seed(seed)
+    network = build_network(config, dataset.num_classes)
+    refuse_batches_of_one(network, plan)
+    if saved is None and options.pretrained_model is not None:
+        report = load_weights(network, options.pretrained_model, strict=False)
+        log.info(report.summary())
+    optimizer = build_optimizer(config.Optimizer, network)
+    average = WeightAverage(network, config.EMA.decay, config.EMA.warmup) if config.EMA else None
+    precision = Precision(config, network, optimizer)
+    replica = paddle.DataParallel(network) if world > 1 else network
+    run = Run(
+        config=config,
+        log=log,
+        folder=folder,
+        seed=seed,
+        network=network,
+        replica=replica,
+        optimizer=optimizer,
+        schedule=configuration.build(SCHEDULES, config.Optimizer.lr),
+        losses=named(LOSSES, config.Loss.Train),
+        metrics=list(named(METRICS, config.Metric.Train or [Component(name="TopkAcc")]).values()),
+        average=average,
+        precision=precision,
+        train_loader=loader,
+        eval_loader=eval_loader,
+        steps_per_epoch=math.ceil(len(plan) / options.update_freq),
+        class_names=dataset.class_names,
+        position=Position(),
+    )
+    if saved is not None:
+        take_up(run, saved)
+    return run
+
+
+def build_network(config: Config, num_classes: int) -> paddle.nn.Layer:
+    """The backbone that `Arch` names."""
+    arch = config.Arch
+    network = BACKBONES[arch.name](num_classes=num_classes, in_channels=arch.in_channels, **arch.arguments)
+    if arch.use_sync_bn:
+        from ppcls_ext.layers import convert_sync_batchnorm
+
+        network = convert_sync_batchnorm(network)
+    return network
+
+
+def build_dataset(
+    config: Config, split: Split, seed: int, class_names: list[str] | None, num_classes: int | None
+) -> Any:
+    """The dataset of one split, checked."""
+    return configuration.build(
+        DATASETS,
+        split.dataset,
+        channels=config.Arch.in_channels,
+        num_classes=num_classes,
+        class_names=class_names,
+        seed=seed,
+    )
+
+
+def build_eval_loader(config: Config, class_names: list[str] | None, num_classes: int | None, seed: int = 0) -> Loader:
+    """The evaluation split, divided over the ranks without padding."""
+    split = config.DataLoader.Eval
+    dataset = build_dataset(config, split, seed, class_names, num_classes)
+    plan = configuration.build(SAMPLERS, split.sampler).evaluation_plan(
+        dataset.labels, rank=distributed.rank(), world_size=distributed.world_size()
+    )
+    return make_loader(split, dataset, lambda epoch: plan, evaluation=True)
+
+
+def make_loader(
+    split: Split, dataset: Any, plan: Callable[[int], list[np.ndarray]], evaluation: bool = False
+) -> Loader:
+    """The loader of a split, with the options of its `loader` section."""
+    return Loader(dataset, plan, evaluation=evaluation, **split.loader.model_dump())
+
+
+def named(table: Any, components: list[Component]) -> dict[str, Callable]:
+    """{"CELoss": the loss}; a second one of a name is numbered."""
+    made: dict[str, Callable] = {}
+    for component in components:
+        name = component.name if component.name not in made else f"{component.name}_{len(made) + 1}"
+        made[name] = configuration.build(table, component)
+    return made
+
+
+def eval_losses(config: Config) -> dict[str, Callable]:
+    """The losses of evaluation; plain cross entropy where none is named."""
+    return named(LOSSES, config.Loss.Eval or [Component(name="CELoss")])
+
+
+def eval_metrics(config: Config) -> list[Callable]:
+    """The metrics of evaluation and of training; top-1 and top-5 where none is named."""
+    return list(named(METRICS, config.Metric.Eval or [Component(name="TopkAcc")]).values())
+
+
+def choose_seed(config: Config, saved: Checkpoint | None) -> int:
+    """The seed of the configuration, of the run that is taken up, or a fresh one that all ranks share."""
+    given = config.Global.seed
+    if saved is not None:
+        if given is not None and given != saved.states["seed"]:
+            raise Refused(
+                f"Global.seed is {given}, but the run in {saved.prefix} began with {saved.states['seed']}; "
+                "leave Global.seed out to go on with that"
+            )
+        return int(saved.states["seed"])
+    if given is not None:
+        return given
+    fresh = secrets.randbelow(2**31) if distributed.rank() == 0 else 0
+    return int(distributed.all_sum(np.array([fresh]))[0])
+
+
+def refuse_batches_of_one(network: paddle.nn.Layer, plan: list[np.ndarray]) -> None:
+    """A batch norm over vectors divides by the spread of the batch, which one image does not have."""
+    if any(isinstance(layer, paddle.nn.BatchNorm1D) for layer in network.sublayers()):
+        if min(len(part) for part in plan) == 1:
+            raise Refused(
+                "DataLoader.Train.sampler: the last batch of an epoch would hold one image, which the batch norm of "
+                "this network's head cannot train on; set drop_last: True or another batch_size"
+            )
+
+
+def equalise(run: Run) -> None:
+    """Make the batch-norm statistics of all ranks, each of its own images, their mean."""
+    distributed.equalise_statistics(run.network.state_dict())
+    if run.average is not None:
+        distributed.equalise_statistics(run.average.shadow)
+
+
+def save(run: Run, name: str) -> None:
+    """Write the set `<folder>/<name>.{pdparams,pdopt,pdstates}`; rank 0 writes, the others do not time out."""
+    equalise(run)
+    tensors: dict[str, dict[str, np.ndarray]] = {}
+    if distributed.rank() == 0:
+        weights = {key: tensor.numpy() for key, tensor in run.network.state_dict().items()}
+        averaged = {**weights, **run.average.state()} if run.average is not None else {}
+        if name == "best_model_ema":  # for use, not for taking up
+            tensors[".pdparams"] = averaged
+        else:
+            tensors[".pdparams"] = weights
+            tensors[".pdopt"] = optimizer_state(run.optimizer, run.network)
+            if averaged:
+                tensors["_ema.pdparams"] = averaged
+    previous = run.folder / "previous" if name == "latest" else None
+    states, metadata = states_of(run), metadata_of(run)
+    distributed.first_does(lambda: save_set(run.folder / name, tensors, states, metadata, keep_previous=previous))
+
+
+def states_of(run: Run) -> dict[str, Any]:
+    """What besides tensors a run needs to go on."""
+    return {
+        **asdict(run.position),
+        "seed": run.seed,
+        "scaler": run.precision.scaler.state_dict() if run.precision.scaler else None,
+        "plan": plan_of(run),
+    }
+
+
+def plan_of(run: Run) -> dict[str, int]:
+    """What must stay the same for the rest of an epoch to be the rest of that epoch."""
+    return {
+        "images": len(run.train_loader.dataset),
+        "steps_per_epoch": run.steps_per_epoch,
+        "batch_size": run.config.DataLoader.Train.sampler.arguments.get("batch_size", 1),
+        "processes": distributed.world_size(),
+        "update_freq": run.config.Global.update_freq,
+    }
+
+
+def metadata_of(run: Run) -> dict[str, Any]:
+    """What every weights file says of itself."""
+    arch = run.config.Arch
+    return {
+        "arch": arch.name,
+        "num_classes": run.network.num_classes,
+        "in_channels": arch.in_channels,
+        "arguments": arch.arguments,
+        "class_names": run.class_names,
+    }
+
+
+def take_up(run: Run, saved: Checkpoint) -> None:
+    """Put the run where `saved` stopped."""
+    if saved.metadata["arch"] != run.config.Arch.name:
+        raise Refused(
+            f"{saved.prefix} is a {saved.metadata['arch']}; the configuration's Arch is {run.config.Arch.name}"
+        )
+    if ".pdopt" not in saved.tensors:
+        raise Refused(f"{saved.prefix} holds weights only; take a run up from latest, best_model or epoch_N")
+    states = dict(saved.states)
+    plan, now = states.pop("plan"), plan_of(run)
+    changed = [f"{name} was {plan[name]}, is {now[name]}" for name in now if plan[name] != now[name]]
+    if changed and states["step"]:
+        raise Refused(
+            f"{saved.prefix} stopped within epoch {states['epoch']}; its rest can only be taken up with the same data: "
+            + "; ".join(changed)
+        )
+    if changed:
+        run.log.warning(f"taken up with changes: {'; '.join(changed)}; the run goes on, but not as one unbroken")
+    report = load_weights(run.network, member(saved.prefix, ".pdparams"), strict=True)
+    run.log.info(report.summary())
+    load_optimizer_state(run.optimizer, run.network, saved.tensors[".pdopt"])
+    if run.average is not None and "_ema.pdparams" in saved.tensors:
+        run.average.load(saved.tensors["_ema.pdparams"])
+    elif run.average is not None:
+        run.log.warning(f"{saved.prefix} holds no averaged weights: the average begins anew")
+        run.average = WeightAverage(run.network, run.average.decay, run.average.warmup)
+    scaler = states.pop("scaler")
+    if run.precision.scaler and scaler:
+        run.precision.scaler.load_state_dict(scaler)
+    states.pop("seed")
+    run.position = Position(**states)
+    run.log.forget_after(run.position.global_step)
+    run.log.info(
+        f"taken up from {saved.prefix}: epoch {run.position.epoch}, step {run.position.step}, "
+        f"{run.position.global_step} steps done, best metric {run.position.best or 'none yet'}"
+    )
+
+
+def describe_run(run: Run) -> None:
+    """Write what the run is: resolved configuration, class map, versions, command."""
+    if distributed.rank() != 0:
+        return
+    write_file(run.folder / "config.yaml", configuration.to_yaml(run.config))
+    if run.class_names is not None:
+        write_class_map(run.folder / CLASS_MAP_FILE, run.class_names)
+    described = {
+        "command": sys.argv,
+        "seed": run.seed,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "processes": distributed.world_size(),
+        "device": paddle.get_device(),
+        "versions": {"python": platform.python_version(), "paddle": paddle.__version__, "numpy": np.__version__},
+        "parameters": int(sum(p.size for p in run.network.parameters() if p.trainable)),
+    }
+    write_file(run.folder / "run.json", json.dumps(described, indent=1) + "\n")
+    run.log.info(
+        f"{run.config.Arch.name}: {described['parameters']:,} parameters, {run.network.num_classes} classes; "
+        f"{len(run.train_loader.dataset)} training images, {run.steps_per_epoch} steps an epoch; files in {run.folder}"
+    )
+
+
+def finish(run: Run) -> None:
+    """The curves, the images that were left out, and where everything lies."""
+    for loader, split in ((run.train_loader, "Train"), (run.eval_loader, "Eval")):
+        if loader is not None and loader.skipped:
+            listed = "\n".join(f"  {place}: {reason}" for place, reason in sorted(loader.skipped.items()))
+            run.log.warning(f"{split}: {len(loader.skipped)} images could not be read and were left out:\n{listed}")
+    if distributed.rank() == 0:
+        draw_curves(run.folder)
+    best = run.position.best
+    if best:
+        run.log.info(
+            f"[Eval][best metric: {max(v for k, v in best.items() if k != 'epoch'):.5f} in epoch {best['epoch']}]"
+        )
+    run.log.info(f"files in {run.folder}")

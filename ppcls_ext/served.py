@@ -1,0 +1,76 @@
+"""An exported folder as Paddle Inference serves it.
+
+The folder holds `inference.json` (PaddlePaddle 3) or `inference.pdmodel` (2.6), `inference.pdiparams`, and
+`inference.yml`: the preprocessing, the class names, and the digests of the other two. The network ends in a softmax.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ppcls_ext.checkpoint import file_digest
+from ppcls_ext.errors import Refused
+from ppcls_ext.transforms import build_transforms
+
+DESCRIPTION_FILE = "inference.yml"
+PARAMETERS_FILE = "inference.pdiparams"
+GRAPH_FILES = ("inference.json", "inference.pdmodel")
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """`inference.yml` of an exported folder, after its digests were found to hold."""
+    path = folder / DESCRIPTION_FILE
+    if not path.is_file():
+        raise Refused(
+            f"{folder} is not an exported model: {DESCRIPTION_FILE} is missing; tools/export_model.py writes it"
+        )
+    try:
+        description = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise Refused(f"{path} is not valid YAML: {error}") from error
+    for name, digest in description["Digests"].items():
+        file = folder / name
+        if not file.is_file():
+            raise Refused(f"{file} is missing")
+        if file_digest(file) != digest:
+            raise Refused(f"{file} is damaged: its SHA-256 differs from the one in {path.name}; export the model again")
+    return description
+
+
+class ServedModel:
+    """Paddle Inference on an exported folder, with the transforms of training."""
+
+    def __init__(self, folder: Path, device: str = "cpu", threads: int = 1) -> None:
+        """`device` is cpu or gpu; `threads` are those of the CPU's mathematics."""
+        from paddle import inference
+
+        self.description = read_description(folder)
+        graph = next(folder / name for name in GRAPH_FILES if name in self.description["Digests"])
+        options = inference.Config(str(graph), str(folder / PARAMETERS_FILE))
+        options.disable_glog_info()
+        if device == "gpu":
+            options.enable_use_gpu(256, 0)
+        else:
+            options.disable_gpu()
+            options.set_cpu_math_library_num_threads(threads)
+        self._predictor = inference.create_predictor(options)
+        self._input = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
+        self._output = self._predictor.get_output_handle(self._predictor.get_output_names()[0])
+        self.image_shape = tuple(self.description["Global"]["image_shape"])
+        self.pipeline = build_transforms(self.description["PreProcess"]["transform_ops"], self.image_shape[0])
+        post = self.description["PostProcess"]["Topk"]
+        self.topk: int = post["topk"]
+        self.class_names: list[str] | None = post["label_list"]
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """float32 (N, C, H, W) -> (N, classes)."""
+        if images.shape[1:] != self.image_shape:
+            raise Refused(f"this model takes images of shape {self.image_shape}, got {images.shape[1:]}")
+        self._input.reshape(images.shape)
+        self._input.copy_from_cpu(np.ascontiguousarray(images, dtype=np.float32))
+        self._predictor.run()
+        return self._output.copy_to_cpu()

@@ -1,0 +1,109 @@
+"""A trained network put to use: evaluated, or asked about images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.utils import unique_name
+
+from ppcls_ext import distributed
+from ppcls_ext.config import Config
+from ppcls_ext.data.class_map import read_class_map
+from ppcls_ext.device import choose_device, device_lines
+from ppcls_ext.engine import averages_of, evaluate
+from ppcls_ext.errors import Refused
+from ppcls_ext.log import RunLog, joined
+from ppcls_ext.prediction import find_images, predict_files, softmax
+from ppcls_ext.run import build_eval_loader, build_network, eval_losses, eval_metrics
+from ppcls_ext.transforms import build_transforms
+from ppcls_ext.weights import load_weights, read_metadata
+
+
+def load_trained(config: Config) -> tuple[paddle.nn.Layer, dict[str, Any], str]:
+    """(network in evaluation mode with the weights of `Global.pretrained_model`, the file's metadata, the load report).
+
+    Without weights, or with weights that do not fit entirely, it is refused: nobody judges random weights.
+    """
+    path = config.Global.pretrained_model
+    if path is None:
+        raise Refused("Global.pretrained_model: missing; name the weights: -o Global.pretrained_model=PATH")
+    metadata = read_metadata(path)
+    if metadata.get("arch", config.Arch.name) != config.Arch.name:
+        raise Refused(f"{path} holds weights of {metadata['arch']}; the configuration's Arch is {config.Arch.name}")
+    num_classes = config.Arch.class_num or metadata.get("num_classes")
+    if num_classes is None:
+        raise Refused(f"Arch.class_num: missing, and {path} does not say how many classes it has")
+    with unique_name.guard():
+        network = build_network(config, num_classes)
+    report = load_weights(network, path, strict=True)
+    network.eval()
+    return network, metadata, report.summary()
+
+
+def evaluate_trained(config: Config) -> dict[str, float]:
+    """What `tools/eval.py` does: the exact result of `Global.pretrained_model` on `DataLoader.Eval`."""
+    device = choose_device(config.Global.device)
+    distributed.watch_failures()
+    distributed.start()
+    log = RunLog()
+    network, metadata, loaded = load_trained(config)
+    for line in [*device_lines(config, device), loaded]:
+        log.info(line)
+    names = metadata.get("class_names")
+    dataset = config.DataLoader.Eval.dataset
+    if names is None and dataset.name == "ClassFolderDataset" and not dataset.arguments.get("class_map"):
+        raise Refused(
+            f"DataLoader.Eval.dataset.class_map: missing; {config.Global.pretrained_model} carries no class map, and "
+            "the order of this split's folders need not be the order that the network was trained with"
+        )
+    with build_eval_loader(config, names, network.num_classes) as loader:
+        for note in loader.dataset.notes:
+            log.warning(note)
+        result = evaluate(network, loader, eval_losses(config), eval_metrics(config), log)
+        skipped = loader.skipped
+    assert result is not None  # nobody can ask it to stop
+    log.info(f"[Eval][Epoch 0][Avg]{joined(averages_of(result))}")
+    for place, reason in sorted(skipped.items()):
+        log.warning(f"left out: {place}: {reason}")
+    result["skipped"] = int(distributed.all_sum(np.array([len(skipped)]))[0])
+    return result
+
+
+def predict(config: Config) -> Iterator[tuple[list[dict[str, Any]], dict[str, str]]]:
+    """Answers about `Infer.infer_imgs`, batch by batch; see `prediction.predict_files`."""
+    choose_device(config.Global.device)
+    network, metadata, loaded = load_trained(config)
+    RunLog().info(loaded)
+    infer = config.Infer
+
+    @paddle.no_grad()
+    def probabilities(images: np.ndarray) -> np.ndarray:
+        return softmax(network(paddle.to_tensor(images)).astype("float32").numpy())
+
+    yield from predict_files(
+        find_images(infer.infer_imgs),
+        build_transforms(infer.transforms, config.Arch.in_channels),
+        probabilities,
+        infer.batch_size,
+        infer.PostProcess.arguments.get("topk", 5),
+        class_names_of(config, metadata),
+    )
+
+
+def class_names_of(config: Config, metadata: dict[str, Any]) -> list[str] | None:
+    """The class map of the weights, or `Infer.PostProcess.class_id_map_file` where they carry none."""
+    file = config.Infer.PostProcess.arguments.get("class_id_map_file")
+    if metadata.get("class_names"):
+        return metadata["class_names"]
+    if file is None:
+        return None
+    if not Path(file).is_file():
+        raise Refused(
+            f"Infer.PostProcess.class_id_map_file: no such file: {file}, and the weights carry no class map; "
+            "name another file, or null for answers without names"
+        )
+    return read_class_map(file)

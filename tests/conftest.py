@@ -1,0 +1,109 @@
+"""What several test files share: where things lie, small sets of pictures, small configurations, running a tool."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The material beside the checkout; tests that need it are skipped, and say so, where it is absent."""
+    path = REPOSITORY.parent / "shared"
+    if not path.is_dir():
+        pytest.skip("needs the folder ../shared, which is not here")
+    return path
+
+
+def write_pictures(root: Path, classes: int = 3, images: int = 12, size: int = 40, seed: int = 0) -> Path:
+    """Class folders of PNG files that differ by colour: `root/class_0/0.png` ..."""
+    rng = np.random.default_rng(seed)
+    colours = rng.integers(30, 225, size=(classes, 3))
+    for label in range(classes):
+        folder = root / f"class_{label}"
+        folder.mkdir(parents=True)
+        for number in range(images):
+            noise = rng.integers(-30, 30, size=(size, size, 3))
+            pixels = np.clip(colours[label] + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`train` (36 images) and `val` (15) of three classes."""
+    root = tmp_path_factory.mktemp("pictures")
+    write_pictures(root / "train", seed=0)
+    write_pictures(root / "val", images=5, seed=0)
+    return root
+
+
+DECODE = {"DecodeImage": {"to_rgb": True}}
+NORMALIZE = {"NormalizeImage": {"scale": "1.0/255.0", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "order": ""}}
+EVAL_OPS = [DECODE, {"ResizeImage": {"size": [32, 32]}}, NORMALIZE]
+TRAIN_OPS = [DECODE, {"RandCropImage": {"size": 32}}, {"RandFlipImage": {"flip_code": 1}}, NORMALIZE]
+
+
+def small_config(pictures: Path, output: Path, **changes: object) -> dict:
+    """A run of seconds: MicroNet_M0 at 32 px. `changes` replace sections whole."""
+
+    def split(name: str, ops: list, shuffle: bool) -> dict:
+        return {
+            "dataset": {"name": "ClassFolderDataset", "image_root": str(pictures / name), "transform_ops": ops},
+            "sampler": {"name": "DistributedBatchSampler", "batch_size": 8, "shuffle": shuffle, "drop_last": False},
+            "loader": {"num_workers": 0},
+        }
+
+    config = {
+        "Global": {"epochs": 2, "output_dir": str(output), "device": "cpu", "seed": 1, "print_batch_step": 2},
+        "Arch": {"name": "MicroNet_M0"},
+        "Loss": {"Train": [{"CELoss": {"weight": 1.0}}], "Eval": [{"CELoss": {"weight": 1.0}}]},
+        "Optimizer": {"name": "Momentum", "momentum": 0.9, "lr": {"name": "Cosine", "learning_rate": 0.05}},
+        "DataLoader": {"Train": split("train", TRAIN_OPS, True), "Eval": split("val", EVAL_OPS, False)},
+        "Infer": {"transforms": [*EVAL_OPS, {"ToCHWImage": None}], "infer_imgs": str(pictures / "val" / "class_1")},
+        "Metric": {"Train": [{"TopkAcc": {"topk": [1, 5]}}], "Eval": [{"TopkAcc": {"topk": [1, 5]}}]},
+    }
+    config["Global"]["image_shape"] = [3, 32, 32]
+    return {**config, **changes}
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, pictures: Path) -> Callable[..., Path]:
+    """write_config(**sections) -> the path of a small configuration; output goes to `tmp_path/output`."""
+
+    def write(**changes: object) -> Path:
+        path = tmp_path / "config.yaml"
+        # JSON is YAML; PyYAML would write 1e-05, which YAML 1.1 readers take for text
+        path.write_text(json.dumps(small_config(pictures, tmp_path / "output", **changes)), encoding="utf-8")
+        return path
+
+    return write
+
+
+def run_tool(
+    *arguments: object, processes: int = 1, cwd: Path | None = None, timeout: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository, `tools/train.py` say, on one process or several; never raises on its status."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable]
+    if processes > 1:
+        log = (cwd or Path.cwd()) / "launch_log"
+        command += ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", str(log)]
+    command += [str(REPOSITORY / str(arguments[0])), *map(str, arguments[1:])]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd, env=environment)

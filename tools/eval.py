@@ -1,0 +1,33 @@
+"""Evaluate a network: python tools/eval.py -c CONFIG -o Global.pretrained_model=output/MicroNet_M0/best_model
+
+The last line is the result as JSON, with exact counts; on several processes every image counts once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ppcls_ext import cli, distributed
+
+
+def main() -> int:
+    parser = cli.parser(__doc__.splitlines()[0])
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file as well")
+    arguments = parser.parse_args()
+    config = cli.load_config(arguments, needs=["Eval"])
+    from ppcls_ext.checkpoint import write_file
+    from ppcls_ext.trained import evaluate_trained
+
+    result = evaluate_trained(config)
+    if distributed.rank() == 0:
+        text = json.dumps({"arch": config.Arch.name, "weights": config.Global.pretrained_model, **result})
+        if arguments.json:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            write_file(arguments.json, text + "\n")
+        print(text)
+    return cli.EXIT_PARTLY if result["skipped"] else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

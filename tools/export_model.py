@@ -1,0 +1,25 @@
+"""Export a network: python tools/export_model.py -c CONFIG -o Global.pretrained_model=output/MicroNet_M0/best_model"""
+
+from __future__ import annotations
+
+from ppcls_ext import cli
+
+
+def main() -> int:
+    arguments = cli.parser(__doc__).parse_args()
+    config = cli.load_config(arguments, needs=[])
+    from ppcls_ext.export import export
+
+    done = export(config)
+    print(done.loaded)
+    print(
+        f"compared on {len(done.compared)} images, largest difference of probabilities {done.largest_difference:.3g}:"
+    )
+    for file in done.compared:
+        print(f"  {file}")
+    print(f"exported to {done.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
