@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ppcls_ext.errors import Refused
+from ppcls_ext.unpickle import unpickle_arrays
 
 MAGIC = b"PPCLSEXT"
 _LENGTH = struct.Struct("<Q")
@@ -158,41 +159,10 @@ def read_body(path: Path, require_trailer: bool = False) -> tuple[bytes, dict[st
     return body, metadata
 
 
-# Everything a pickled dictionary of arrays needs, under the module names of numpy 1 and 2.
-_ADMITTED = {
-    (f"numpy.{core}.{module}", name)
-    for core in ("core", "_core")
-    for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
-} | {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-    ("builtins", "tuple"),
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that can make arrays and containers and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is neither an array nor a container")
-        return super().find_class(module, name)
-
-
-def unpickle_arrays(body: bytes, path: Path) -> Any:
-    """The object in a pickle that may hold arrays and containers only. Raises `Refused`, runs nothing."""
-    try:
-        return _ArraysOnly(io.BytesIO(body)).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise Refused(f"{path} cannot be read as tensors: {error}") from error
-
-
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(tensors, metadata) of a tensor file that `save_tensors` or `save_set` wrote."""
     body, metadata = read_body(path, require_trailer=True)
-    tensors = unpickle_arrays(body, path)
+    tensors, _ = unpickle_arrays(body, path)
     if not isinstance(tensors, dict):
         raise Refused(f"{path} holds {type(tensors).__name__}, not tensors")
     return tensors, metadata

@@ -1,7 +1,7 @@
 """Gradient clipping.
 
-Paddle's own `grad_clip` computes the norm of each parameter group by itself, so a "global" norm is not global as soon as
-there are groups; hence this one, over all parameters at once.
+Paddle's own `grad_clip` computes the norm of each parameter group by itself, so a "global" norm is not global as
+soon as there are groups; hence this one, over all parameters at once.
 """
 
 from __future__ import annotations

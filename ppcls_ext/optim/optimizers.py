@@ -101,7 +101,9 @@ def decays(options: OptimizerOptions, network: paddle.nn.Layer) -> dict[str, flo
     for part in excluded:
         if not any(part in name for name in trainable):
             parts = {piece for name in trainable for piece in name.split(".")}
-            raise Refused(f"Optimizer.no_weight_decay_name: '{part}' is in no parameter's name. {did_you_mean(part, parts)}")
+            raise Refused(
+                f"Optimizer.no_weight_decay_name: '{part}' is in no parameter's name. {did_you_mean(part, parts)}"
+            )
 
     def of(name: str, parameter: paddle.Tensor) -> float:
         free = options.one_dim_param_no_weight_decay and parameter.ndim <= 1

@@ -86,7 +86,7 @@ class Linear(_Schedule):
 @SCHEDULES.register("MultiStep")
 @SCHEDULES.register("MultiStepDecay")
 class MultiStep(_Schedule):
-    """`learning_rate` times `gamma` for every milestone (an epoch of the run, warm-up included) that has been passed."""
+    """`learning_rate` times `gamma` for every milestone (in epochs of the run, warm-up included) passed."""
 
     def __init__(
         self,
@@ -125,7 +125,9 @@ class Piecewise(_Schedule):
                 f"decay_epochs and values: expected rising epochs and one value more, got {decay_epochs} and {values}"
             )
         if learning_rate is not None and learning_rate != values[0]:
-            raise ValueError(f"learning_rate: expected the first of values ({values[0]}) or nothing, got {learning_rate}")
+            raise ValueError(
+                f"learning_rate: expected the first of values ({values[0]}) or nothing, got {learning_rate}"
+            )
         super().__init__(values[0], warmup_epoch, warmup_start_lr, by_epoch)
         self.decay_epochs = decay_epochs
         self.values = values

@@ -7,9 +7,9 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402 - after the back end is chosen
+from matplotlib import pyplot
 
-from ppcls_ext.log import METRICS_FILE, read_metrics  # noqa: E402
+from ppcls_ext.log import METRICS_FILE, read_metrics
 
 CURVES_FILE = "curves.png"
 _STYLES = {
