@@ -1,0 +1,229 @@
+"""DecodeImage: bytes of an image file -> pixels, upright, with the channels that the network takes.
+
+The same for both back ends, which differ by at most a level or two:
+- EXIF orientation is applied; an EXIF block that cannot be read says nothing.
+- Gray is repeated to 3 channels; colour becomes gray by the ITU-R 601 weights (a JPEG's own luma).
+- Palettes are looked up, CMYK becomes RGB (inverted values, as Adobe writes them in a JPEG, are understood).
+- Alpha is dropped, as PaddleClas does, not composited: the colour stored under transparent pixels shows. With
+  `channels` 4 it is kept, and is 255 where the file has none.
+- 16-bit pixels keep their high byte. 32-bit integers and floats have no agreed range and are refused.
+- Of several frames or pages the first is taken.
+- A file that ends early is refused, and so is one of more pixels than Pillow admits (PIL.Image.MAX_IMAGE_PIXELS).
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
+
+import cv2
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from ppcls_ext.errors import Refused
+from ppcls_ext.registry import TRANSFORMS
+from ppcls_ext.transforms.flow import Backend, DecodeError, Flow
+
+Channels = Annotated[Literal[1, 3, 4] | None, "1 (gray), 3 (RGB) or 4 (RGBA)"]
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+# What OpenCV's decoders read as Pillow does, if no alpha is wanted. OpenCV multiplies a TIFF's colours by its alpha,
+# overlooks the transparent level of a gray PNG, and has no ICO, GIF or AVIF (the latter two by version): whatever is
+# not listed, and all images with four channels, Pillow reads for both back ends.
+OPENCV_FORMATS = frozenset({"JPEG", "MPO", "PNG", "BMP", "WEBP"})
+
+# What Pillow's readers raise for damaged files.
+_DAMAGED = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+
+_UPRIGHT = {  # EXIF orientation: what has to be done
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION_TAG = 274
+
+
+@TRANSFORMS.register("DecodeImage")
+@dataclass
+class DecodeImage:
+    """Encoded bytes -> uint8 (H, W, channels); (channels, H, W) with `channel_first`. See the module for the kinds.
+
+    RGB, or BGR if `to_rgb` is False. An array is taken as bytes if it has one dimension, else as a decoded RGB (or
+    gray, or RGBA) uint8 image. `to_np` chooses PaddleClas's container between operators and changes no pixel: here
+    a Pillow image is kept as long as Pillow works on it. Raises `DecodeError`.
+    """
+
+    to_rgb: bool = True
+    to_np: bool = False
+    channel_first: bool = False
+    backend: Backend = "cv2"
+    channels: Channels = None
+
+    random: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self.channels = self.channels or 3
+        if self.channels not in MODES:
+            raise Refused(f"channels: expected 1 (gray), 3 (RGB) or 4 (RGBA), got {self.channels}")
+        if self.backend not in ("cv2", "pil"):
+            raise Refused(f"backend: expected one of 'cv2', 'pil', got {self.backend!r}")
+
+    def flow(self, before: Flow) -> Flow:
+        if before.layout != "encoded":
+            raise Refused("stands twice; images are decoded once, by the first operator")
+        return replace(before, channels=self.channels, layout="chw" if self.channel_first else "hwc")
+
+    def __call__(self, encoded: bytes | np.ndarray) -> np.ndarray:
+        if isinstance(encoded, np.ndarray) and encoded.ndim != 1:
+            image = _ordered(in_channels(encoded, self.channels), self.to_rgb)
+        elif self.backend == "pil":
+            image = _ordered(np.asarray(open_with_pillow(encoded, self.channels)), self.to_rgb)
+        else:
+            image = open_with_opencv(encoded, self.channels, self.to_rgb)
+        if image.ndim == 2:
+            image = image[:, :, None]
+        return np.ascontiguousarray(image.transpose(2, 0, 1)) if self.channel_first else image
+
+    @property
+    def pillow_can_stay(self) -> bool:
+        """Whether `to_pillow` may stand for a call when Pillow's resizing is next."""
+        # Of RGBA Pillow would weight the colours by alpha when it resizes; an array's channels are resized alike.
+        return self.backend == "pil" and self.to_rgb and not self.channel_first and self.channels != 4
+
+    def to_pillow(self, encoded: bytes | np.ndarray) -> Image.Image | np.ndarray:
+        """The same pixels as a Pillow image, which spares two copies of them; a decoded array stays one."""
+        if isinstance(encoded, np.ndarray) and encoded.ndim != 1:
+            return in_channels(encoded, self.channels)
+        return open_with_pillow(encoded, self.channels)
+
+
+def in_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """A decoded uint8 image, gray (H, W), (H, W, 1), RGB or RGBA, as (H, W, channels)."""
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in MODES):
+        raise DecodeError(f"a decoded image is uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); got {_shape(image)}")
+    if image.size == 0:
+        raise DecodeError(f"the image has no pixels: {_shape(image)}")
+    image = image[:, :, None] if image.ndim == 2 else image
+    if image.shape[2] == channels:
+        return image
+    one = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
+    return np.asarray(one.convert(MODES[channels])).reshape(*image.shape[:2], channels)
+
+
+def _shape(image: np.ndarray) -> str:
+    return f"{image.dtype} {tuple(image.shape)}"
+
+
+def open_with_pillow(encoded: bytes | np.ndarray, channels: int) -> Image.Image:
+    """The upright image in mode L, RGB or RGBA, read."""
+    image = _open(encoded)
+    image.decodermaxblock = len(encoded)  # one piece instead of 64 kB at a time: 2 to 3 % of a JPEG's decoding
+    try:
+        if channels == 1:
+            image.draft("L", None)  # a JPEG's luma, without decoding its colours
+        image.load()
+        orientation = _orientation(image, encoded)
+        image = _in_mode(image, MODES[channels])
+    except _DAMAGED as error:
+        raise _damaged(image, encoded, error) from error
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def open_with_opencv(encoded: bytes | np.ndarray, channels: int, to_rgb: bool) -> np.ndarray:
+    """The upright image (H, W) or (H, W, channels), RGB or BGR, decoded by OpenCV where it reads the format right."""
+    header = _open(encoded)
+    if header.format not in OPENCV_FORMATS or channels == 4:
+        return _ordered(np.asarray(open_with_pillow(encoded, channels)), to_rgb)
+    try:
+        orientation = _orientation(header, encoded)
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _FLAGS[channels, to_rgb])
+    except (cv2.error, *_DAMAGED) as error:
+        raise _damaged(header, encoded, error) from error
+    if image is None:
+        raise _damaged(header, encoded, "truncated or damaged")
+    return _upright(image, orientation) if orientation in _UPRIGHT else image
+
+
+_FLAGS = {  # (channels, to_rgb)
+    (1, True): cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,
+    (1, False): cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,
+    (3, True): cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION,
+    (3, False): cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION,
+}
+
+
+def _ordered(image: np.ndarray, to_rgb: bool) -> np.ndarray:
+    """RGB or RGBA as it is, or as BGR or BGRA; gray as it is."""
+    if to_rgb or image.ndim == 2 or image.shape[2] == 1:
+        return image
+    return cv2.cvtColor(image, cv2.COLOR_RGB2BGR if image.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
+
+
+def _open(encoded: bytes | np.ndarray) -> ImageFile.ImageFile:
+    """The header alone, 40 microseconds: format, size, mode; refuses what is no image, and decompression bombs."""
+    if not isinstance(encoded, (bytes, bytearray, memoryview, np.ndarray)):
+        raise TypeError(f"expected the bytes of an image file or an array, got {type(encoded).__name__}")
+    if len(encoded) == 0:
+        raise DecodeError("the file is empty (0 bytes)")
+    try:
+        return Image.open(io.BytesIO(encoded))
+    except Image.DecompressionBombError as error:
+        raise DecodeError(
+            f"{error} If the file is what it should be, raise PIL.Image.MAX_IMAGE_PIXELS "
+            "(half that limit) or make the file smaller"
+        ) from error
+    except UnidentifiedImageError as error:
+        start = bytes(encoded[:16])
+        raise DecodeError(
+            f"not an image of a known format, or cut short: {len(encoded)} bytes, {start!r}..."
+        ) from error
+    except _DAMAGED as error:
+        raise DecodeError(f"the image's header cannot be read ({len(encoded)} bytes): {error}") from error
+
+
+def _damaged(image: ImageFile.ImageFile, encoded: bytes | np.ndarray, reason: object) -> DecodeError:
+    what = f"{image.format} of {image.width}x{image.height} pixels, {len(encoded)} bytes"
+    return reason if isinstance(reason, DecodeError) else DecodeError(f"{what}: {str(reason).strip()}")
+
+
+def _orientation(image: ImageFile.ImageFile, encoded: bytes | np.ndarray) -> int:
+    """The EXIF orientation that is still to be applied, 1 if none is given."""
+    if image.format == "PNG" and "Raw profile type exif" not in image.info and b"eXIf" not in bytes(encoded):
+        return 1  # a block may follow the pixels, so that looking for it would decode them
+    return image.getexif().get(_ORIENTATION_TAG, 1)
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """As L, RGB or RGBA; 16-bit pixels keep their high byte."""
+    if image.mode == mode:
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise DecodeError(
+            f"{image.format} with 32-bit pixels (mode {image.mode}), of unknown range; save it with 8 or 16 bits"
+        )
+    elif "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert(mode)
+
+
+def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """What `_UPRIGHT` says, for an array (H, W) or (H, W, C)."""
+    if orientation >= 5:
+        image = cv2.transpose(image)
+    if orientation in (2, 3, 6, 7):
+        image = cv2.flip(image, 1)
+    if orientation in (3, 4, 7, 8):
+        image = cv2.flip(image, 0)
+    return image

@@ -1,0 +1,58 @@
+"""What the operators have in common: the errors an image can cause, and what is known of images before one is seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
+
+from ppcls_ext.errors import Refused
+
+
+class TransformError(ValueError):
+    """An image that the pipeline cannot turn into a network's input."""
+
+
+class DecodeError(TransformError):
+    """Bytes that are no image, or not a whole one, or one of a kind that cannot be read."""
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+# PaddleClas compares the name without regard to case.
+Backend = Annotated[Literal["cv2", "pil"], "one of 'cv2', 'pil'", BeforeValidator(_lower)]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What every image has in common at one place between two operators.
+
+    Each operator's `flow(before)` returns what follows it, or raises `Refused` when it cannot stand there; so a
+    configuration is checked without an image. A size is None where it depends on the image.
+    """
+
+    channels: int
+    layout: Literal["encoded", "hwc", "chw"] = "encoded"
+    normalized: bool = False
+    width: int | None = None
+    height: int | None = None
+    short_side: int | None = None
+
+    def need_decoded(self) -> None:
+        """Refuse a place before DecodeImage."""
+        if self.layout == "encoded":
+            raise Refused("stands before DecodeImage; DecodeImage has to be the first operator")
+
+    def need_pixels(self) -> None:
+        """Refuse a place where the image is not 8-bit (H, W, C)."""
+        self.need_decoded()
+        if self.normalized:
+            raise Refused("stands after NormalizeImage, but works on 8-bit pixels; move it before NormalizeImage")
+        if self.layout == "chw":
+            raise Refused(
+                "needs (H, W, C), but the image is (C, H, W) here; move it before ToCHWImage, "
+                "and leave DecodeImage.channel_first False"
+            )

@@ -1,0 +1,269 @@
+"""Resizing, cropping and flipping, on uint8 (H, W, C) arrays.
+
+Sizes are an integer for a square, or [width, height]: PaddleClas's order. The back ends differ: OpenCV samples the
+image at the new points, Pillow averages over all pixels that a new one covers, which is slower and does not alias.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ppcls_ext.errors import Refused, did_you_mean
+from ppcls_ext.registry import TRANSFORMS
+from ppcls_ext.transforms.flow import Backend, Flow, TransformError
+
+_CODES: dict[str, dict[str, int]] = {
+    "cv2": {
+        "nearest": cv2.INTER_NEAREST,
+        "bilinear": cv2.INTER_LINEAR,
+        "area": cv2.INTER_AREA,
+        "bicubic": cv2.INTER_CUBIC,
+        "lanczos": cv2.INTER_LANCZOS4,
+    },
+    "pil": {
+        "nearest": Image.Resampling.NEAREST,
+        "bilinear": Image.Resampling.BILINEAR,
+        "bicubic": Image.Resampling.BICUBIC,
+        "box": Image.Resampling.BOX,
+        "lanczos": Image.Resampling.LANCZOS,
+        "hamming": Image.Resampling.HAMMING,
+    },
+}
+_DEFAULT_INTERPOLATION = {"cv2": "bilinear", "pil": "bicubic"}  # the libraries' own, which PaddleClas leaves in force
+_RANDOM_INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+def interpolation_name(interpolation: str | int | None, backend: str, also: tuple[str, ...] = ()) -> str:
+    """The name of an interpolation given by name, by the back end's own number, or not at all."""
+    if backend not in _CODES:
+        raise Refused(f"backend: expected one of 'cv2', 'pil', got {backend!r}")
+    codes = _CODES[backend]
+    if interpolation is None:
+        return _DEFAULT_INTERPOLATION[backend]
+    if isinstance(interpolation, int):
+        for name, code in codes.items():
+            if code == interpolation:
+                return name
+    elif interpolation.lower() in (*codes, *also):
+        return interpolation.lower()
+    raise Refused(
+        f"interpolation: {interpolation!r} with backend '{backend}'. {did_you_mean(interpolation, (*codes, *also))}"
+    )
+
+
+def width_and_height(size: int | list[int]) -> tuple[int, int]:
+    """(width, height) of a size argument."""
+    width, height = (size, size) if isinstance(size, int) else size if len(size) == 2 else (0, 0)
+    if min(width, height) < 1:
+        raise Refused(f"size: expected a positive integer or [width, height], got {size}")
+    return width, height
+
+
+def resize(image: np.ndarray | Image.Image, size: tuple[int, int], interpolation: str, backend: str) -> np.ndarray:
+    """To uint8 (height, width, C), where size is (width, height)."""
+    if backend == "cv2":
+        result = cv2.resize(image, size, interpolation=_CODES["cv2"][interpolation])
+    else:
+        picture = image if isinstance(image, Image.Image) else to_picture(image)
+        result = np.asarray(picture.resize(size, _CODES["pil"][interpolation]))
+    return result if result.ndim == 3 else result[:, :, None]
+
+
+def to_picture(image: np.ndarray) -> Image.Image:
+    """A Pillow image whose channels are resized alike, for uint8 (H, W, 1 or 3 or 4)."""
+    if image.shape[2] == 4:  # as RGBX: of RGBA, Pillow weights the colours by alpha
+        return Image.frombytes("RGBX", image.shape[1::-1], image.tobytes())
+    return Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
+
+
+@TRANSFORMS.register("ResizeImage")
+@dataclass
+class ResizeImage:
+    """To exactly `size`, or so that the short side is `resize_short`, the long one rounded (half to even).
+
+    `interpolation` None is bilinear with cv2, bicubic with pil. `return_numpy` chooses PaddleClas's container for the
+    next operator and changes no pixel: here the result is an array.
+    """
+
+    size: int | list[int] | None = None
+    resize_short: int | None = None
+    interpolation: str | int | None = None
+    backend: Backend = "cv2"
+    return_numpy: bool = True
+
+    random: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if (self.size is None) == (self.resize_short is None):
+            raise Refused("size, resize_short: give one of the two")
+        if self.resize_short is not None and self.resize_short < 1:
+            raise Refused(f"resize_short: expected a positive integer, got {self.resize_short}")
+        if self.size is not None:
+            width_and_height(self.size)
+        self.interpolation = interpolation_name(self.interpolation, self.backend)
+
+    def flow(self, before: Flow) -> Flow:
+        before.need_pixels()
+        if self.size is None:
+            return replace(before, width=None, height=None, short_side=self.resize_short)
+        width, height = width_and_height(self.size)
+        return replace(before, width=width, height=height, short_side=min(width, height))
+
+    def __call__(self, image: np.ndarray | Image.Image) -> np.ndarray:
+        if self.size is None:
+            size = self._by_short_side(*size_of(image))
+        else:
+            size = width_and_height(self.size)
+        return resize(image, size, self.interpolation, self.backend)
+
+    def _by_short_side(self, width: int, height: int) -> tuple[int, int]:
+        factor = self.resize_short / min(width, height)
+        size = round(width * factor), round(height * factor)
+        if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > 2 * Image.MAX_IMAGE_PIXELS:
+            raise TransformError(
+                f"ResizeImage: an image of {width}x{height} (width x height) would become {size[0]}x{size[1]} with "
+                f"resize_short {self.resize_short}; remove it, or give ResizeImage.size"
+            )
+        return size
+
+
+def size_of(image: np.ndarray | Image.Image) -> tuple[int, int]:
+    """(width, height)."""
+    return image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+
+
+@TRANSFORMS.register("CropImage")
+@dataclass
+class CropImage:
+    """The middle of the image: `size` x `size`, or [width, height].
+
+    An image smaller than that is an error, not a smaller result: a batch needs one size, and padding or enlarging would
+    change what the network sees without a word.
+    """
+
+    size: int | list[int]
+
+    random: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self._size = width_and_height(self.size)
+
+    def flow(self, before: Flow) -> Flow:
+        before.need_pixels()
+        width, height = self._size
+        wide = before.width is not None and before.width < width
+        high = before.height is not None and before.height < height
+        # with only the short side known, the crop may still fit into an elongated image unless both its sides exceed it
+        short = before.short_side is not None and min(width, height) > before.short_side
+        if wide or high or short:
+            made = f"{before.width}x{before.height}" if before.width else f"a short side of {before.short_side}"
+            raise Refused(
+                f"size: {width}x{height} (width x height) cannot be cut from images of {made}, as they are here; "
+                "make them larger in ResizeImage, or lower size"
+            )
+        return replace(before, width=width, height=height, short_side=min(width, height))
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        (width, height), (w, h) = size_of(image), self._size
+        if w > width or h > height:
+            raise TransformError(
+                f"CropImage: the image is {width}x{height} (width x height), smaller than the crop of {w}x{h}; put "
+                f"ResizeImage with resize_short of at least {max(w, h)} before it, or lower CropImage.size"
+            )
+        x, y = (width - w) // 2, (height - h) // 2
+        return image[y : y + h, x : x + w]
+
+
+@TRANSFORMS.register("RandCropImage")
+@dataclass
+class RandCropImage:
+    """The crop of the Inception networks: a random part of the image, resized to `size`.
+
+    Its area is a uniform share of the image within `scale` (default 0.08 to 1), its width / height uniform within
+    `ratio` (default 3/4 to 4/3), or log-uniform with `use_log_aspect`, which makes tall and wide ones equally likely.
+    Where the image is too narrow for the drawn shape, `scale` is cut to what fits, so that one draw is always enough:
+    each call takes the same count of random numbers. `interpolation` None is bilinear with cv2, bicubic with pil;
+    'random' is either for each image.
+    """
+
+    size: int | list[int]
+    scale: list[float] | None = None
+    ratio: list[float] | None = None
+    interpolation: str | int | None = None
+    use_log_aspect: bool = False
+    backend: Backend = "cv2"
+
+    random: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self._size = width_and_height(self.size)
+        self.scale = [0.08, 1.0] if self.scale is None else list(self.scale)
+        self.ratio = [3 / 4, 4 / 3] if self.ratio is None else list(self.ratio)
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise Refused(f"scale: expected [smallest, largest] share of the area, 0 to 1, got {self.scale}")
+        if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            raise Refused(f"ratio: expected [smallest, largest] width / height, got {self.ratio}")
+        self.interpolation = interpolation_name(self.interpolation, self.backend, also=("random",))
+
+    def flow(self, before: Flow) -> Flow:
+        before.need_pixels()
+        width, height = self._size
+        return replace(before, width=width, height=height, short_side=min(width, height))
+
+    def __call__(self, image: np.ndarray | Image.Image, rng: np.random.Generator) -> np.ndarray:
+        x, y, w, h = self.box(*size_of(image), rng)
+        interpolation = self.interpolation
+        if interpolation == "random":
+            interpolation = _RANDOM_INTERPOLATIONS[rng.integers(2)]
+        if isinstance(image, Image.Image):
+            part = image.crop((x, y, x + w, y + h))
+        else:
+            part = image[y : y + h, x : x + w]
+        return resize(part, self._size, interpolation, self.backend)
+
+    def box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """A random (x, y, width, height) inside the image."""
+        shape, share, across, down = rng.random(4).tolist()
+        low, high = self.ratio
+        if self.use_log_aspect:
+            ratio = low * (high / low) ** shape
+        else:
+            ratio = low + (high - low) * shape
+        largest = min(width / height / ratio, height / width * ratio)  # the share of a crop that just fits
+        smallest, largest = min(self.scale[0], largest), min(self.scale[1], largest)
+        area = width * height * (smallest + (largest - smallest) * share)
+        # a crop that just fits may come out a hair larger by rounding, one of a strip less than a pixel
+        w = min(max(int(math.sqrt(area * ratio)), 1), width)
+        h = min(max(int(math.sqrt(area / ratio)), 1), height)
+        return int(across * (width - w + 1)), int(down * (height - h + 1)), w, h
+
+
+@TRANSFORMS.register("RandFlipImage")
+@dataclass
+class RandFlipImage:
+    """Mirrored with probability 1/2: left and right (`flip_code` 1), top and bottom (0), or both (-1)."""
+
+    flip_code: int = 1
+
+    random: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.flip_code not in (1, 0, -1):
+            raise Refused(
+                f"flip_code: expected 1 (left and right), 0 (top and bottom) or -1 (both), got {self.flip_code}"
+            )
+
+    def flow(self, before: Flow) -> Flow:
+        before.need_pixels()
+        return before
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if rng.random() >= 0.5:
+            return image
+        return cv2.flip(image, self.flip_code).reshape(image.shape)
