@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
@@ -55,6 +56,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
     Of several processes each tells its failure to the first, whose output the terminal shows.
     """
+    # Paddle takes one thread unless told otherwise before it is imported, which the tools do inside `main`.
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    warnings.filterwarnings("ignore", message="No ccache found")
     message = ""
     try:
         status = main() or 0

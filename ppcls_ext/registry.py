@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 import re
+import types
 import typing
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
@@ -107,12 +108,19 @@ def check_value(annotation: Any, value: Any, place: str) -> tuple[Any, list[str]
     inner = "".join(f".{part}" for part in first["loc"] if isinstance(part, int))
     given = repr(first["input"])
     given = given if len(given) < 80 else given[:77] + "..."
-    return value, [f"{place}{inner}: expected {_name_of(annotation)}, got {given}"]
+    out_of_range = first["type"].startswith(("greater_than", "less_than"))
+    expected = first["msg"].removeprefix("Input should be ") if out_of_range else _name_of(annotation)
+    return value, [f"{place}{inner}: expected {expected}, got {given}"]
 
 
 def _name_of(annotation: Any) -> str:
     if typing.get_origin(annotation) is Annotated:
-        return str(annotation.__metadata__[0])
+        named = [note for note in annotation.__metadata__ if isinstance(note, str)]
+        return named[0] if named else _name_of(annotation.__origin__)
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return " or ".join(_name_of(choice) for choice in typing.get_args(annotation))
+    if annotation is types.NoneType:
+        return "nothing"
     if typing.get_origin(annotation) is typing.Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(annotation))
     if isinstance(annotation, type) and typing.get_origin(annotation) is None:

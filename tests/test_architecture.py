@@ -70,7 +70,9 @@ def test_every_part_has_a_place_in_the_layers(repository: Path) -> None:
 
 
 def test_a_backbone_never_imports_another_backbone(repository: Path) -> None:
-    architectures = [p for p in (repository / "ppcls_ext/backbones").glob("*.py") if p.name not in ("__init__.py", "published.py")]
+    architectures = [
+        p for p in (repository / "ppcls_ext/backbones").glob("*.py") if p.name not in ("__init__.py", "published.py")
+    ]
     names = {path.stem for path in architectures}
     for path in architectures:
         imported = {
@@ -87,7 +89,9 @@ def test_deploy_needs_no_training_code(repository: Path) -> None:
         assert imports_of(path) <= allowed, path
 
 
-@pytest.mark.parametrize("module", ["ppcls_ext", "ppcls_ext.transforms", "ppcls_ext.prediction", "ppcls_ext.data.datasets"])
+@pytest.mark.parametrize(
+    "module", ["ppcls_ext", "ppcls_ext.transforms", "ppcls_ext.prediction", "ppcls_ext.data.datasets"]
+)
 def test_preparing_images_does_not_import_paddle(repository: Path, module: str) -> None:
     code = f"import sys, {module}; sys.exit('paddle' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=repository).returncode == 0
@@ -103,7 +107,13 @@ def test_the_two_installations_differ_in_paddle_and_its_limits_only(repository: 
 
 
 def test_the_repository_names_no_path_of_the_machine_it_was_written_on(repository: Path) -> None:
-    text = [p for p in repository.rglob("*") if p.suffix in {".py", ".md", ".yaml", ".toml", ".txt"} or p.name == "Makefile"]
-    ours = [p for p in text if not {".venv", ".venv-paddle26", ".git", "quickstart", "output"} & set(p.relative_to(repository).parts)]
+    text = [
+        p for p in repository.rglob("*") if p.suffix in {".py", ".md", ".yaml", ".toml", ".txt"} or p.name == "Makefile"
+    ]
+    ours = [
+        p
+        for p in text
+        if not {".venv", ".venv-paddle26", ".git", "quickstart", "output"} & set(p.relative_to(repository).parts)
+    ]
     needles = ["/" + "work/", "/" + "root/", "/" + "home/"]
     assert [str(p) for p in ours if any(n in p.read_text(encoding="utf-8", errors="replace") for n in needles)] == []

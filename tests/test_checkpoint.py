@@ -21,7 +21,9 @@ def tensors(value: float) -> dict[str, dict[str, np.ndarray]]:
 
 
 def save(prefix: Path, value: float) -> None:
-    save_set(prefix, tensors(value), {"global_step": int(value)}, {"arch": "Net"}, keep_previous=prefix.parent / "previous")
+    save_set(
+        prefix, tensors(value), {"global_step": int(value)}, {"arch": "Net"}, keep_previous=prefix.parent / "previous"
+    )
 
 
 def value_at(prefix: Path) -> float:
@@ -114,7 +116,9 @@ def test_members_of_two_saves_are_not_mixed(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_not_there_is_refused_and_the_newest_one_offered(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="No checkpoint at .*epoch_9: epoch_9.pdstates is missing. There is no other whole"):
+    with pytest.raises(
+        Refused, match="No checkpoint at .*epoch_9: epoch_9.pdstates is missing. There is no other whole"
+    ):
         load_set(tmp_path / "epoch_9")
     save(tmp_path / "epoch_1", 1)
     save(tmp_path / "epoch_2", 2)
