@@ -77,10 +77,11 @@ def read_label_list(
     problems = Problems(f"{file}: not a usable label list")
     _report_lines(problems, file, blob, kinds, labels, delimiter, num_classes)
     conflicts, repeated = _same_paths(blob, starts, path_ends, labels, kinds)
-    problems.add(
-        (f"{file}:{a + 1} and {file}:{b + 1}: {_text(blob, starts[b], path_ends[b])} has label {labels[a]} and label {labels[b]}" for a, b in conflicts),
-        len(conflicts),
+    twice = (
+        f"{file}:{a + 1} and {b + 1}: {_text(blob, starts[b], path_ends[b])} has labels {labels[a]} and {labels[b]}"
+        for a, b in conflicts
     )
+    problems.add(twice, len(conflicts))
     offset = np.uint32 if len(blob) < 2**32 else np.int64
     paths = Paths(blob, starts.astype(offset), path_ends.astype(offset))
     entries = LabelList(file, paths, labels.astype(np.int32), repeated)
@@ -209,13 +210,16 @@ def _report_lines(
     def describe() -> Iterator[str]:
         for row in rows.tolist():
             line = _text(blob, starts[row], ends[row])
-            yield f"{file}:{row + 1}: " + {
-                _BLANK: "blank line",
-                _NOT_UTF8: f"not UTF-8: {line}",
-                _MALFORMED: f"expected 'path{delimiter}label', got {line}",
-                _NO_INTEGER: f"the label is not an integer: {line}",
-                _OUT_OF_RANGE: f"label out of range ({classes}): {line}",
-            }[int(kinds[row])]
+            yield (
+                f"{file}:{row + 1}: "
+                + {
+                    _BLANK: "blank line",
+                    _NOT_UTF8: f"not UTF-8: {line}",
+                    _MALFORMED: f"expected 'path{delimiter}label', got {line}",
+                    _NO_INTEGER: f"the label is not an integer: {line}",
+                    _OUT_OF_RANGE: f"label out of range ({classes}): {line}",
+                }[int(kinds[row])]
+            )
 
     problems.add(describe(), len(rows))
     if np.all(kinds == _MALFORMED):
@@ -226,14 +230,18 @@ def _report_lines(
 
 
 def _text(blob: bytes, start: int, end: int) -> str:
-    text = blob[start:end].decode(errors="backslashreplace").strip("\r")
-    return repr(text if len(text) <= 120 else text[:117] + "...")
+    line = blob[start:end].strip(b"\r")
+    try:
+        shown = repr(line.decode())
+    except UnicodeDecodeError:
+        shown = repr(line)
+    return shown if len(shown) <= 120 else shown[:117] + "..."
 
 
 def _same_paths(
     blob: bytes, starts: np.ndarray, ends: np.ndarray, labels: np.ndarray, kinds: np.ndarray
 ) -> tuple[list[tuple[int, int]], int]:
-    """Paths that stand on several lines: (lines with another label than the first such line, number of mere repeats)."""
+    """Paths on several lines: (first row, row with another label) of each conflict, and how many are mere repeats."""
     hashes = np.fromiter((hash(blob[a:b]) for a, b in spans(starts, ends)), np.int64, len(starts))
     order = np.argsort(hashes, kind="stable")
     twin = hashes[order[1:]] == hashes[order[:-1]]

@@ -1,0 +1,225 @@
+"""The datasets: which images there are, which class each has, and how one of them is read.
+
+What the configuration gives and what the program adds (channels, num_classes, class_names, seed) meet in the
+constructors. Everything that can be wrong with the files is refused there, before training.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import numpy as np
+
+from ppcls_ext.data.class_map import agreed_class_names, check_class_names, read_class_map
+from ppcls_ext.data.folders import ClassFolders, scan_class_folders
+from ppcls_ext.data.label_list import CheckFiles, read_label_list
+from ppcls_ext.data.paths import Paths, pack_paths
+from ppcls_ext.data.problems import Problems
+from ppcls_ext.errors import Refused, RunFailed, did_you_mean
+from ppcls_ext.registry import DATASETS, InputFile, InputFolder
+from ppcls_ext.transforms import DecodeError, build_transforms
+
+TransformOps = list[dict[str, dict[str, Any] | None]]
+Unreadable = Literal["error", "skip"]
+
+
+class SampleError(RunFailed):
+    """An image that could not be read: its path, where it is listed (`origin`), and why."""
+
+    def __init__(self, path: str, origin: str, reason: str) -> None:
+        super().__init__(path, origin, reason)
+        self.path, self.origin, self.reason = path, origin, reason
+
+    def __str__(self) -> str:
+        return f"{place_of(self.path, self.origin)}: {self.reason}"
+
+
+def place_of(path: str, origin: str) -> str:
+    """'lists/train.txt:12: images/a.jpg', or the path alone where no list names it."""
+    return path if path == origin else f"{origin}: {path}"
+
+
+class ImageDataset:
+    """What every dataset of single images has: paths, labels, names, and a `load` that depends on its arguments alone.
+
+    `unreadable` and `max_unreadable` tell the loader what to do with a `SampleError`; `notes` are for the log.
+    """
+
+    def __init__(
+        self,
+        image_root: str,
+        paths: Paths,
+        labels: np.ndarray,
+        num_classes: int,
+        class_names: list[str] | None,
+        transform_ops: TransformOps,
+        channels: int,
+        seed: int,
+        unreadable: Unreadable,
+        max_unreadable: int,
+    ) -> None:
+        self.image_root = image_root
+        self.labels = labels  # int32 (n,)
+        self.num_classes = num_classes
+        self.class_names = class_names
+        self.seed = seed
+        self.unreadable = unreadable
+        self.max_unreadable = max_unreadable
+        self.notes: list[str] = []
+        self.pipeline = build_transforms(transform_ops, channels)
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        """The image file, as it can be opened."""
+        return os.path.join(self.image_root, self._paths[index])
+
+    def origin(self, index: int) -> str:
+        """Where the image is listed: 'lists/train.txt:12', or its path when it was found in a folder."""
+        return self.path(index)
+
+    def load(self, index: int, epoch: int) -> tuple[np.ndarray, int]:
+        """Image (C, H, W) float32 and label; random operations draw from a generator of (seed, epoch, index).
+
+        Raises `SampleError` when the file cannot be read or decoded.
+        """
+        path = self.path(index)
+        try:
+            with open(path, "rb") as file:
+                encoded = file.read()
+        except OSError as error:
+            raise SampleError(path, self.origin(index), f"cannot be read: {error.strerror}") from error
+        try:
+            image = self.pipeline(encoded, np.random.default_rng([self.seed, epoch, index]))
+        except DecodeError as error:
+            raise SampleError(path, self.origin(index), f"cannot be decoded: {error}") from error
+        return image, int(self.labels[index])
+
+
+@DATASETS.register("ImageNetDataset")
+class ImageNetDataset(ImageDataset):
+    """Images named in a label list, `relative/path.jpg 12` per line.
+
+    `check_files` says which of the files are looked for at the start: all, sample (10,000, evenly spread) or none;
+    by default all of a list of up to 100,000, a sample of a longer one.
+    """
+
+    def __init__(
+        self,
+        image_root: InputFolder,
+        cls_label_path: InputFile,
+        transform_ops: TransformOps,
+        delimiter: str = " ",
+        class_map: InputFile | None = None,
+        check_files: CheckFiles | None = None,
+        unreadable: Unreadable = "error",
+        max_unreadable: int = 100,
+        channels: int = 3,
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        own = None if class_map is None else read_class_map(class_map)
+        names = agreed_class_names(class_names, "the stored class map", own, f"class_map {class_map}", num_classes)
+        if num_classes is None and names is not None:
+            num_classes = len(names)
+        self._list = read_label_list(
+            cls_label_path, image_root, delimiter=delimiter, num_classes=num_classes, check_files=check_files
+        )
+        labels = self._list.labels
+        super().__init__(
+            image_root,
+            self._list.paths,
+            labels,
+            int(labels.max()) + 1 if num_classes is None else num_classes,
+            names,
+            transform_ops,
+            channels,
+            seed,
+            unreadable,
+            max_unreadable,
+        )
+        if self._list.repeated:
+            self.notes.append(f"{cls_label_path}: {self._list.repeated} lines repeat an earlier line")
+
+    def origin(self, index: int) -> str:
+        return self._list.origin(index)
+
+
+@DATASETS.register("ClassFolderDataset")
+class ClassFolderDataset(ImageDataset):
+    """Images in one folder per class, `image_root/<class>/.../image.jpg`.
+
+    A class's index comes from the stored class map: `class_names` from the program, or the file `class_map`. Only where
+    there is neither, for a training split, the sorted folder names become the map.
+    """
+
+    def __init__(
+        self,
+        image_root: InputFolder,
+        transform_ops: TransformOps,
+        class_map: InputFile | None = None,
+        unreadable: Unreadable = "error",
+        max_unreadable: int = 100,
+        channels: int = 3,
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        own = None if class_map is None else read_class_map(class_map)
+        names = agreed_class_names(class_names, "the stored class map", own, f"class_map {class_map}", num_classes)
+        folders = scan_class_folders(image_root)
+        if names is None:
+            _refuse_empty_classes(folders)
+            check_class_names(list(folders.images), image_root)
+            names = agreed_class_names(None, "", list(folders.images), f"image_root {image_root}", num_classes)
+            assert names is not None
+        index_of = _index_of(names, folders)
+        paths = [path for name in names for path in folders.images.get(name, [])]
+        labels = np.repeat(np.arange(len(names)), [len(folders.images.get(name, [])) for name in names])
+        if not paths:
+            raise Refused(f"image_root {image_root}: no images in its {len(folders.images)} class folders")
+        super().__init__(
+            image_root,
+            pack_paths(paths),
+            labels.astype(np.int32),
+            len(names),
+            names,
+            transform_ops,
+            channels,
+            seed,
+            unreadable,
+            max_unreadable,
+        )
+        self.notes += folders.notes()
+        absent = [name for name in index_of if not folders.images.get(name)]
+        if absent:
+            shown = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
+            self.notes.append(f"{image_root}: no images of {len(absent)} of {len(names)} classes: {shown}")
+
+
+def _refuse_empty_classes(folders: ClassFolders) -> None:
+    empty = [name for name, images in folders.images.items() if not images]
+    problems = Problems(f"image_root {folders.root}: class folders without images")
+    problems.add((f"{folders.root}/{name}: holds no image; fill it or remove it" for name in empty), len(empty))
+    problems.refuse()
+
+
+def _index_of(names: list[str], folders: ClassFolders) -> dict[str, int]:
+    """Class name -> index; refused if a name stands twice or a folder is not in the map."""
+    index_of = {name: index for index, name in enumerate(names)}
+    twice = sorted({name for index, name in enumerate(names) if index_of[name] != index})
+    problems = Problems(f"image_root {folders.root}: does not fit the class map")
+    problems.add(
+        (f"class name {name!r} stands twice in the map, a folder cannot be assigned" for name in twice), len(twice)
+    )
+    strange = [name for name in folders.images if name not in index_of]
+    problems.add(
+        (f"{folders.root}/{name}: no such class in the class map. {did_you_mean(name, names)}" for name in strange),
+        len(strange),
+    )
+    problems.refuse()
+    return index_of

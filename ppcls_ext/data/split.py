@@ -1,0 +1,166 @@
+"""Split a folder of class folders into label lists: stratified, repeatable, identical files on one side.
+
+Writes `train_list.txt`, `val_list.txt`, `test_list.txt` and `class_map.txt`; the images stay where they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from sklearn.model_selection import train_test_split
+
+from ppcls_ext.checkpoint import write_file
+from ppcls_ext.data.class_map import check_class_names, write_class_map
+from ppcls_ext.data.folders import scan_class_folders
+from ppcls_ext.data.problems import Problems
+from ppcls_ext.errors import Refused
+
+CLASS_MAP = "class_map.txt"
+_SHOW_PROGRESS_FROM = 2000  # files
+
+
+@dataclass(frozen=True)
+class Split:
+    """What was written: number of images by list file, classes, and what the user should know."""
+
+    out: str
+    images: dict[str, int]
+    num_classes: int
+    notes: list[str]
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{name} {count}" for name, count in self.images.items())
+        return "\n".join([f"{self.out}: {self.num_classes} classes, images: {counts}", *self.notes])
+
+
+def split_folder(
+    folder: str, out: str, *, val: float = 0.15, test: float = 0.0, seed: int = 0, force: bool = False
+) -> Split:
+    """Split the images of `folder` into train, val and (with `test` > 0) test; the shares are fractions of the whole.
+
+    Every class is in every part, and files with the same bytes are in one part. Raises `Refused` when a class is too
+    small for that, when a name cannot stand in a label list, and when `out` holds a split already and `force` is False.
+    """
+    shares = {"train": 1.0 - val - test, "val": val, "test": test}
+    if not (0 < val < 1 and 0 <= test < 1 and val + test < 1):
+        raise Refused(f"Expected val > 0, test >= 0 and val + test < 1, got val={val}, test={test}")
+    shares = {part: share for part, share in shares.items() if share}
+    _refuse_to_overwrite(out, force)
+    folders = scan_class_folders(folder)
+    names = list(folders.images)
+    check_class_names(names, folder)
+    paths = [path for name in names for path in folders.images[name]]
+    labels = np.repeat(np.arange(len(names)), [len(folders.images[name]) for name in names])
+    _refuse_unlistable(folder, paths)
+
+    unit_of = _identical_files(folder, paths)
+    first_of_unit = np.unique(unit_of, return_index=True)[1]
+    part_of_unit = _assign(labels[first_of_unit], names, shares, seed)
+    part_of = part_of_unit[unit_of]
+
+    os.makedirs(out, exist_ok=True)
+    written: dict[str, int] = {}
+    for part in ("train", "val", "test"):
+        file = os.path.join(out, f"{part}_list.txt")
+        rows = np.flatnonzero(part_of == part).tolist()
+        if rows:
+            write_file(Path(file), "".join(f"{paths[row]} {labels[row]}\n" for row in rows))
+            written[f"{part}_list.txt"] = len(rows)
+        elif os.path.exists(file):
+            os.remove(file)  # of an earlier split: its images are in other parts now
+    write_class_map(os.path.join(out, CLASS_MAP), names)
+    return Split(out, written, len(names), folders.notes() + _notes(paths, labels, unit_of))
+
+
+def _refuse_to_overwrite(out: str, force: bool) -> None:
+    names = [CLASS_MAP, "train_list.txt", "val_list.txt", "test_list.txt"]
+    there = [name for name in names if os.path.exists(os.path.join(out, name))]
+    if there and not force:
+        raise Refused(f"{out} holds {', '.join(there)} already; --force replaces the split")
+
+
+def _refuse_unlistable(folder: str, paths: list[str]) -> None:
+    """A label list is UTF-8 text, one path per line, blanks at its ends of no account."""
+    bad = [path for path in paths if path != path.strip() or "\n" in path or _not_utf8(path)]
+    problems = Problems(f"{folder}: names that a label list cannot hold")
+    problems.add((f"{path!r}: rename it; no line breaks, no blanks at the ends, UTF-8" for path in bad), len(bad))
+    problems.refuse()
+
+
+def _not_utf8(path: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in path)
+
+
+def _identical_files(folder: str, paths: list[str]) -> np.ndarray:
+    """The unit of every file, int64 (n,): files with the same bytes are one unit. Only files of equal size are read."""
+    sizes = [os.path.getsize(os.path.join(folder, path)) for path in paths]
+    shared = Counter(sizes)
+    unit_of_key: dict[tuple[int, bytes | int], int] = {}
+    units = []
+    for row in _with_progress(range(len(paths))):
+        alike = shared[sizes[row]] > 1
+        key = (sizes[row], _digest(os.path.join(folder, paths[row])) if alike else row)
+        units.append(unit_of_key.setdefault(key, len(unit_of_key)))
+    return np.array(units, np.int64)
+
+
+def _digest(file: str) -> bytes:
+    with open(file, "rb") as opened:
+        return hashlib.sha256(opened.read()).digest()
+
+
+def _with_progress(rows: range) -> Iterable[int]:
+    console = Console(stderr=True)
+    silent = len(rows) < _SHOW_PROGRESS_FROM or not console.is_terminal
+    return track(rows, "Comparing files", console=console, disable=silent)
+
+
+def _assign(labels: np.ndarray, names: list[str], shares: dict[str, float], seed: int) -> np.ndarray:
+    """The part of every unit, stratified by `labels`; refused if a class is missing from a part."""
+    counts = np.bincount(labels, minlength=len(names))
+    _refuse_small(names, counts, shares, counts < len(shares))
+    parts = np.full(len(labels), "train", dtype="<U5")
+    rest = np.arange(len(labels))
+    for part, share in list(shares.items())[1:]:
+        size = round(share * len(labels))
+        if size < len(names) or len(rest) - size < len(names):
+            raise Refused(
+                f"{part}: {size} of {len(labels)} images cannot hold all {len(names)} classes; choose another share"
+            )
+        rest, chosen = train_test_split(rest, test_size=size, random_state=seed, stratify=labels[rest])
+        parts[chosen] = part
+    absent = np.zeros(len(names), bool)
+    for part in shares:
+        absent |= np.bincount(labels[parts == part], minlength=len(names)) == 0
+    _refuse_small(names, counts, shares, absent)
+    return parts
+
+
+def _refuse_small(names: list[str], counts: np.ndarray, shares: dict[str, float], small: np.ndarray) -> None:
+    enough = max(len(shares), int(np.ceil(1 / min(shares.values()))))
+    problems = Problems("Classes too small to be in every part")
+    rows = np.flatnonzero(small).tolist()
+    problems.add((f"{names[row]}: {counts[row]} different images, {enough} are enough" for row in rows), len(rows))
+    problems.refuse()
+
+
+def _notes(paths: list[str], labels: np.ndarray, unit_of: np.ndarray) -> list[str]:
+    """What identical files there are; those in two classes are label errors."""
+    notes = []
+    copies = len(paths) - len(np.unique(unit_of))
+    if copies:
+        notes.append(f"{copies} files are exact copies of another; copies were kept in one part")
+    first: dict[int, int] = {}
+    for row, unit in enumerate(unit_of.tolist()):
+        earlier = first.setdefault(unit, row)
+        if labels[earlier] != labels[row]:
+            notes.append(f"The same image stands in two classes: {paths[earlier]} and {paths[row]}")
+    return notes
