@@ -6,7 +6,7 @@ and OpenCV alone.
 
 from ppcls_ext.transforms.color import NormalizeImage, ToCHWImage
 from ppcls_ext.transforms.decode import DecodeImage
-from ppcls_ext.transforms.flow import DecodeError, Flow, TransformError
+from ppcls_ext.transforms.flow import DecodeError, Flow
 from ppcls_ext.transforms.geometry import CropImage, RandCropImage, RandFlipImage, ResizeImage
 from ppcls_ext.transforms.pipeline import Pipeline, build_transforms, check_transforms
 
@@ -21,7 +21,6 @@ __all__ = [
     "RandFlipImage",
     "ResizeImage",
     "ToCHWImage",
-    "TransformError",
     "build_transforms",
     "check_transforms",
 ]

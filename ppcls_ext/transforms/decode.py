@@ -35,9 +35,12 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # not listed, and all images with four channels, Pillow reads for both back ends.
 OPENCV_FORMATS = frozenset({"JPEG", "MPO", "PNG", "BMP", "WEBP"})
 
+# Pillow would start another program to draw these.
+VECTOR_FORMATS = frozenset({"EPS", "WMF", "EMF"})
+
 # What Pillow's readers raise for damaged files.
 _DAMAGED = (
-    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError),
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
 
@@ -176,7 +179,7 @@ def _open(encoded: bytes | np.ndarray) -> ImageFile.ImageFile:
     if len(encoded) == 0:
         raise DecodeError("the file is empty (0 bytes)")
     try:
-        return Image.open(io.BytesIO(encoded))
+        image = Image.open(io.BytesIO(encoded))
     except Image.DecompressionBombError as error:
         raise DecodeError(
             f"{error} If the file is what it should be, raise PIL.Image.MAX_IMAGE_PIXELS "
@@ -189,6 +192,9 @@ def _open(encoded: bytes | np.ndarray) -> ImageFile.ImageFile:
         ) from error
     except _DAMAGED as error:
         raise DecodeError(f"the image's header cannot be read ({len(encoded)} bytes): {error}") from error
+    if image.format in VECTOR_FORMATS:
+        raise DecodeError(f"{image.format} is a vector format; save it as PNG or JPEG")
+    return image
 
 
 def _damaged(image: ImageFile.ImageFile, encoded: bytes | np.ndarray, reason: object) -> DecodeError:

@@ -1,4 +1,4 @@
-"""What the operators have in common: the errors an image can cause, and what is known of images before one is seen."""
+"""What the operators have in common: the error an image can cause, and what is known of images before one is seen."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ from pydantic import BeforeValidator
 from ppcls_ext.errors import Refused
 
 
-class TransformError(ValueError):
-    """An image that the pipeline cannot turn into a network's input."""
-
-
-class DecodeError(TransformError):
-    """Bytes that are no image, or not a whole one, or one of a kind that cannot be read."""
+class DecodeError(ValueError):
+    """A file that cannot become a network's input: no image, no whole one, of an unknown kind, or of an unfit size."""
 
 
 def _lower(value: object) -> object:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ppcls_ext.errors import Refused, did_you_mean
 from ppcls_ext.registry import TRANSFORMS
-from ppcls_ext.transforms.flow import Backend, Flow, TransformError
+from ppcls_ext.transforms.flow import Backend, DecodeError, Flow
 
 _CODES: dict[str, dict[str, int]] = {
     "cv2": {
@@ -126,7 +126,7 @@ class ResizeImage:
         factor = self.resize_short / min(width, height)
         size = round(width * factor), round(height * factor)
         if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > 2 * Image.MAX_IMAGE_PIXELS:
-            raise TransformError(
+            raise DecodeError(
                 f"ResizeImage: an image of {width}x{height} (width x height) would become {size[0]}x{size[1]} with "
                 f"resize_short {self.resize_short}; remove it, or give ResizeImage.size"
             )
@@ -172,7 +172,7 @@ class CropImage:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         (width, height), (w, h) = size_of(image), self._size
         if w > width or h > height:
-            raise TransformError(
+            raise DecodeError(
                 f"CropImage: the image is {width}x{height} (width x height), smaller than the crop of {w}x{h}; put "
                 f"ResizeImage with resize_short of at least {max(w, h)} before it, or lower CropImage.size"
             )
