@@ -125,7 +125,7 @@ def test_nothing_of_an_epoch_left_early_enters_the_next():
             left = loader.epoch(1)
             next(left)
             assert bits(list(loader.epoch(2))) == expected
-            with pytest.raises(RuntimeError, match="ended by a newer one"):
+            with pytest.raises(RuntimeError, match="by a newer one: a loader runs one epoch at a time"):
                 next(left)
 
 
@@ -138,11 +138,24 @@ def test_batches_that_outgrow_the_shared_memory_arrive_all_the_same():
             assert bits(list(loader.epoch(epoch))) == bits(list(Loader(Noise(), growing, 0).epoch(epoch)))
 
 
-def test_a_batch_stays_as_it_is_while_later_ones_arrive():
+def test_a_batch_stays_as_it_is_while_later_ones_arrive_and_after_the_end():
     with Loader(Noise(), plan, 2) as loader:
         kept = list(loader.epoch(0))
+        view = kept[0].images[1:, 0]
+        expected = view.tobytes()
         list(loader.epoch(1))
     assert bits(kept) == bits(list(Loader(Noise(), plan, 0).epoch(0)))
+    del kept
+    assert view.tobytes() == expected
+
+
+def test_shared_memory_is_used_again_when_a_batch_is_let_go():
+    with Loader(Noise(), plan, 2, prefetch=2) as loader:
+        for batch in loader.epoch(0):
+            first = batch.images[0]  # holds the place as long as it lives
+        assert len(loader._free_slots) == 5
+        del batch, first
+        assert sorted(loader._free_slots) == list(range(6))
 
 
 def test_large_batches_pass_through_the_pipe_while_tasks_wait():
@@ -392,6 +405,16 @@ def test_a_loader_may_be_closed_twice_and_started_again():
         assert len(list(loader.epoch(0))) == 10
         loader.close()
         loader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_close_ends_the_running_epoch(workers):
+    loader = Loader(Noise(), in_order, workers)
+    batches = loader.epoch(0)
+    next(batches)
+    loader.close()
+    with pytest.raises(RuntimeError, match="This epoch was ended, by close"):
+        next(batches)
 
 
 def test_options_that_cannot_be_are_refused():
