@@ -52,20 +52,20 @@ def train(config: Config) -> dict[str, float]:
     log.info(f"seed: {seed}" + ("" if config.Global.seed is not None or saved else " (fresh: Global.seed is not set)"))
     for line in device_lines(config, device):
         log.info(line)
-    # Automatic parameter names must not depend on what else this process has built.
+    # Names of parameters and of the optimizer's slots must not depend on what else this process has built.
     with unique_name.guard():
         run = build_run(config, log, folder, seed, saved)
-    try:
-        with signals_ask(run):
-            describe_run(run)
-            result = train_epochs(run)
-        finish(run)
-        return result
-    finally:
-        run.train_loader.close()
-        if run.eval_loader is not None:
-            run.eval_loader.close()
-        log.close()
+        try:
+            with signals_ask(run):
+                describe_run(run)
+                result = train_epochs(run)
+            finish(run)
+            return result
+        finally:
+            run.train_loader.close()
+            if run.eval_loader is not None:
+                run.eval_loader.close()
+            log.close()
 
 
 def train_epochs(run: Run) -> dict[str, float]:
