@@ -239,8 +239,8 @@ def listed(tmp_path: Path, count: int = 4, **options) -> ImageNetDataset:
 
 def folders(tmp_path: Path, names: list[str], **options) -> ClassFolderDataset:
     for i, name in enumerate(names):
-        write_image(tmp_path / "root" / name / "0.png", i)
-    return ClassFolderDataset(str(tmp_path / "root"), PLAIN, **options)
+        write_image(tmp_path / "photos" / name / "0.png", i)
+    return ClassFolderDataset(str(tmp_path / "photos"), PLAIN, **options)
 
 
 def test_a_sample_of_a_list_is_image_and_label_and_knows_where_it_stands(tmp_path):
@@ -297,38 +297,38 @@ def test_the_training_split_defines_the_class_map_by_sorted_folder_names(tmp_pat
     dataset = folders(tmp_path, ["b", "a", "C", "a10", "a2"])
     assert dataset.class_names == ["C", "a", "a10", "a2", "b"] and dataset.num_classes == 5
     assert dataset.labels.tolist() == [0, 1, 2, 3, 4] and dataset.labels.dtype == np.int32
-    assert dataset.origin(1) == dataset.path(1) == f"{tmp_path}/root/a/0.png"
+    assert dataset.origin(1) == dataset.path(1) == f"{tmp_path}/photos/a/0.png"
     assert dataset.load(4, 0)[1] == 4
 
 
 def test_an_evaluation_split_takes_its_indices_from_the_stored_map_and_may_lack_a_class(tmp_path):
     dataset = folders(tmp_path, ["c", "b"], class_names=["a", "b", "c"])
     assert [(dataset.path(i)[-7:], int(dataset.labels[i])) for i in range(2)] == [("b/0.png", 1), ("c/0.png", 2)]
-    assert dataset.notes == [f"{tmp_path}/root: no images of 1 of 3 classes: a"]
+    assert dataset.notes == [f"{tmp_path}/photos: no images of 1 of 3 classes: a"]
 
 
 def test_a_folder_that_is_not_in_the_class_map_is_refused(tmp_path):
-    with pytest.raises(Refused, match=r"root/Catt: no such class in the class map. Did you mean 'Cat'\?"):
+    with pytest.raises(Refused, match=r"photos/Catt: no such class in the class map. Did you mean 'Cat'\?"):
         folders(tmp_path, ["Catt"], class_names=["Cat", "Dog"])
 
 
 def test_folders_and_network_must_agree_on_the_number_of_classes(tmp_path):
     with pytest.raises(
-        Refused, match=r"root has 2 classes, but the network has 3: set Arch.class_num=2. The classes are a, b"
+        Refused, match=r"photos has 2 classes, but the network has 3: set Arch.class_num=2. The classes are a, b"
     ):
         folders(tmp_path, ["a", "b"], num_classes=3)
 
 
 def test_an_empty_class_folder_is_refused_in_training(tmp_path):
-    (tmp_path / "root" / "empty").mkdir(parents=True)
-    (tmp_path / "root" / "empty" / "notes.txt").write_text("x")
-    with pytest.raises(Refused, match="root/empty: holds no image; fill it or remove it"):
+    (tmp_path / "photos" / "empty").mkdir(parents=True)
+    (tmp_path / "photos" / "empty" / "notes.txt").write_text("x")
+    with pytest.raises(Refused, match="photos/empty: holds no image; fill it or remove it"):
         folders(tmp_path, ["a"])
     assert len(folders(tmp_path, ["a"], class_names=["a", "empty"])) == 1
 
 
 def test_nested_folders_count_hidden_files_do_not_and_other_files_are_mentioned(tmp_path):
-    root = tmp_path / "root"
+    root = tmp_path / "photos"
     for name in ["a/x/y/1.PNG", "a/2.jpeg", "a/.3.png", "a/.hidden/4.png", ".git/5.png", "6.png"]:
         write_image(root / name)
     (root / "a" / "notes.txt").write_text("x")
@@ -338,7 +338,7 @@ def test_nested_folders_count_hidden_files_do_not_and_other_files_are_mentioned(
 
 
 def test_links_that_lead_back_are_not_followed_and_links_to_nothing_are_refused(tmp_path):
-    root = tmp_path / "root"
+    root = tmp_path / "photos"
     write_image(root / "a" / "1.png")
     (root / "a" / "up").symlink_to(root)
     (root / "a" / "here").symlink_to(".")
@@ -366,9 +366,9 @@ def test_a_name_that_stands_twice_in_the_map_cannot_name_a_folder(tmp_path):
 
 
 def test_file_names_that_are_not_utf8_are_read(tmp_path):
-    write_image(tmp_path / "root" / "a" / "1.png", 7)
-    os.rename(tmp_path / "root" / "a" / "1.png", os.fsencode(tmp_path / "root" / "a") + b"/\xe4.png")
-    assert ClassFolderDataset(str(tmp_path / "root"), PLAIN).load(0, 0)[0][0, 1, 1] == 7
+    write_image(tmp_path / "photos" / "a" / "1.png", 7)
+    os.rename(tmp_path / "photos" / "a" / "1.png", os.fsencode(tmp_path / "photos" / "a") + b"/\xe4.png")
+    assert ClassFolderDataset(str(tmp_path / "photos"), PLAIN).load(0, 0)[0][0, 1, 1] == 7
 
 
 def test_the_arguments_of_a_configuration_are_checked_against_the_signatures(tmp_path):

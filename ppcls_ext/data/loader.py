@@ -211,7 +211,7 @@ class _Board:
 class _Slots:
     """Places for batches in anonymous shared memory, made before the workers are forked.
 
-    The consumer gets the place itself, not a copy, which cost it 160 us per image of 224 x 224 (2 cores, 2 workers; 10 us
+    The consumer gets the place itself, not a copy, which costs 160 us per image of 224 x 224 (2 cores, 2 workers; 10 us
     so). A place is free again when the last array that looks at it is gone; while the consumer keeps more batches than
     there are places, further ones come through the pipe.
     """
