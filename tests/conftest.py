@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -107,3 +108,29 @@ def run_tool(
         command += ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", str(log)]
     command += [str(REPOSITORY / str(arguments[0])), *map(str, arguments[1:])]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd, env=environment)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """A run of two epochs: its configuration lies beside the folder `MicroNet_M0` that is returned."""
+    from ppcls_ext import config, engine
+
+    root = tmp_path_factory.mktemp("trained")
+    (root / "config.yaml").write_text(json.dumps(small_config(pictures, root)), encoding="utf-8")
+    engine.train(config.load(root / "config.yaml", [], ["Train"]))
+    return root / "MicroNet_M0"
+
+
+@pytest.fixture
+def run_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """run_here("tools/eval.py", ...) -> (exit status, stdout, stderr), in this process: no import of Paddle to wait for."""
+
+    def run(script: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+        output, errors = capsys.readouterr()
+        return int(ended.value.code or 0), output, errors
+
+    return run

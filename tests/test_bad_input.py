@@ -1,0 +1,258 @@
+"""Every bad input gets a message that names the place, the value and the cure, and its exit status.
+
+The rows below are the table in docs/bad_input.md; `UPDATE_DOCS=1 python -m pytest tests/test_bad_input.py` rewrites it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from conftest import TRAIN_OPS, small_config, write_pictures
+
+PAGE = Path(__file__).resolve().parent.parent / "docs/bad_input.md"
+
+
+@dataclass
+class Scene:
+    """Where a row plays: `root` holds pictures, lists and config.yaml; `trained` a finished run."""
+
+    root: Path
+    trained: Path
+
+    def config(self, **changes: object) -> Path:
+        path = self.root / "config.yaml"
+        path.write_text(json.dumps(small_config(self.root, self.root / "output", **changes)), encoding="utf-8")
+        return path
+
+    def lists(self, text: str, **dataset: object) -> Path:
+        """A configuration whose training split is a label list with this text."""
+        (self.root / "train.txt").write_text(text)
+        path = self.config(Arch={"name": "MicroNet_M0", "class_num": 3})
+        config = json.loads(path.read_text())
+        config["DataLoader"]["Train"]["dataset"] = {
+            "name": "ImageNetDataset",
+            "image_root": str(self.root / "train"),
+            "cls_label_path": str(self.root / "train.txt"),
+            "transform_ops": TRAIN_OPS,
+            **dataset,
+        }
+        config["Global"]["eval_during_train"] = False
+        path.write_text(json.dumps(config))
+        return path
+
+    def good_lines(self) -> str:
+        return "".join(f"class_{label}/{n}.png {label}\n" for label in range(3) for n in range(4))
+
+
+def train(path: Path, *overrides: str) -> list[object]:
+    return ["tools/train.py", "-c", path, *(["-o", *overrides] if overrides else [])]
+
+
+def broken_yaml(scene: Scene) -> list[object]:
+    path = scene.root / "config.yaml"
+    path.write_text("Global:\n  epochs: [1\nArch: x\n")
+    return train(path)
+
+
+def unreadable(scene: Scene, **dataset: object) -> list[object]:
+    (scene.root / "train/class_0/2.png").write_bytes(b"no image")
+    (scene.root / "train/class_1/1.png").write_bytes(b"")
+    return train(scene.lists(scene.good_lines(), **dataset))
+
+
+def stuck_worker(scene: Scene) -> list[object]:
+    fifo = scene.root / "train/class_0/2.png"  # a file that never answers
+    fifo.unlink()
+    os.mkfifo(fifo)
+    path = scene.lists(scene.good_lines(), check_files="none")
+    return train(path, "DataLoader.Train.loader={num_workers: 1, timeout: 1}", "DataLoader.Train.sampler.shuffle=False")
+
+
+def killed_worker(scene: Scene) -> list[object]:
+    def kill_children() -> None:
+        deadline = time.monotonic() + 30
+        children = Path(f"/proc/self/task/{os.getpid()}/children")
+        while time.monotonic() < deadline:
+            for child in children.read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+                return
+            time.sleep(0.02)
+
+    threading.Thread(target=kill_children, daemon=True).start()
+    return train(scene.config(), "DataLoader.Train.loader.num_workers=1", "Global.epochs=200")
+
+
+def strange_folder(scene: Scene) -> list[object]:
+    (scene.root / "val/class_2").rename(scene.root / "val/clas_2")
+    return train(scene.config())
+
+
+def copied_run(scene: Scene) -> Path:
+    """The files of `latest`, to be damaged."""
+    folder = scene.root / "output/MicroNet_M0"
+    folder.mkdir(parents=True)
+    for suffix in (".pdparams", ".pdopt", ".pdstates"):
+        for name in ("latest", "epoch_1"):
+            (folder / (name + suffix)).write_bytes((scene.trained / (name + suffix)).read_bytes())
+    return folder / "latest"
+
+
+def half_written(scene: Scene) -> list[object]:
+    latest = copied_run(scene)
+    path = latest.with_name("latest.pdparams")
+    path.write_bytes(path.read_bytes()[:100_000])
+    return train(scene.config(), f"Global.checkpoints={latest}")
+
+
+def flipped(scene: Scene) -> list[object]:
+    latest = copied_run(scene)
+    path = latest.with_name("latest.pdopt")
+    data = bytearray(path.read_bytes())
+    data[70_000] ^= 1
+    path.write_bytes(data)
+    return train(scene.config(), f"Global.checkpoints={latest}")
+
+
+def malicious(scene: Scene) -> list[object]:
+    class Attack:
+        def __reduce__(self) -> tuple:
+            return os.system, (f"touch {scene.root}/hacked",)
+
+    (scene.root / "bad.pdparams").write_bytes(pickle.dumps({"weight": Attack()}))
+    return ["tools/eval.py", "-c", scene.config(), "-o", f"Global.pretrained_model={scene.root}/bad.pdparams"]
+
+
+def one_bad_image(scene: Scene) -> list[object]:
+    (scene.root / "val/class_1/0.png").write_bytes(b"no image")
+    weights = f"Global.pretrained_model={scene.trained}/best_model"
+    return ["tools/infer.py", "-c", scene.config(), "-o", weights]
+
+
+def damaged_export(scene: Scene) -> list[object]:
+    (scene.root / "model").mkdir()
+    (scene.root / "model/inference.yml").write_text("Digests: {inference.pdiparams: 0}\n")
+    (scene.root / "model/inference.pdiparams").write_bytes(b"cut")
+    return ["deploy/predict.py", scene.root / "model", scene.root / "val"]
+
+
+@dataclass
+class Row:
+    what: str
+    command: Callable[[Scene], list[object]]
+    message: str
+    status: int
+
+
+def evaluate(scene: Scene, *overrides: str) -> list[object]:
+    return ["tools/eval.py", "-c", scene.config(), *(["-o", *overrides] if overrides else [])]
+
+
+ROWS = [
+    Row("configuration: misspelt section", lambda s: train(s.config(), "Globall.epochs=3"),
+        "Globall: unknown section. Did you mean 'Global'?", 2),
+    Row("configuration: misspelt key", lambda s: train(s.config(), "Global.epoch=3"),
+        "Global.epoch: unknown key. Did you mean 'epochs'?", 2),
+    Row("configuration: wrong type", lambda s: train(s.config(), "Optimizer.lr.learning_rate=fast"),
+        "Optimizer.lr.learning_rate: expected float, got 'fast'", 2),
+    Row("configuration: out of range", lambda s: train(s.config(), "Global.epochs=0"),
+        "Global.epochs: expected greater than 0, got 0", 2),
+    Row("configuration: an argument that the component does not take", lambda s: train(s.config(), "Arch.dropuot=0.1"),
+        "Arch.dropuot: unknown argument. Did you mean 'dropout'?", 2),
+    Row("configuration: unknown network", lambda s: train(s.config(), "Arch.name=MicroNet_M8"),
+        "Arch.name: unknown backbone 'MicroNet_M8'. Did you mean 'MicroNet_M", 2),
+    Row("configuration: unknown operator",
+        lambda s: train(s.config(), "DataLoader.Train.dataset.transform_ops.1={RandCropImag: {size: 8}}"),
+        "DataLoader.Train.dataset.transform_ops.1: Unknown transform 'RandCropImag'. Did you mean 'RandCropImage'?", 2),
+    Row("configuration: missing file", lambda s: train(s.lists(s.good_lines()), "DataLoader.Train.dataset.cls_label_path=no.txt"),
+        "DataLoader.Train.dataset.cls_label_path: no such file: no.txt", 2),
+    Row("configuration: missing folder", lambda s: train(s.config(), "DataLoader.Train.dataset.image_root=no"),
+        "DataLoader.Train.dataset.image_root: no such folder: no", 2),
+    Row("configuration: not YAML", broken_yaml, "config.yaml:3: not valid YAML", 2),
+    Row("configuration: an override without a value", lambda s: train(s.config(), "Global.epochs"),
+        "-o Global.epochs: expected path.to.key=value, for example -o Global.epochs=10", 2),
+    Row("configuration: statistics that do not fit the channels", lambda s: train(s.config(), "Arch.in_channels=1"),
+        "DataLoader.Train.dataset.transform_ops.3.NormalizeImage", 2),
+    Row("data: label out of range", lambda s: train(s.lists(s.good_lines() + "class_2/9.png 3\n")), "train.txt:13: ", 2),
+    Row("data: one path with two labels", lambda s: train(s.lists(s.good_lines() + "class_0/0.png 1\n")),
+        "class_0/0.png has two labels, 0 and 1", 2),
+    Row("data: blank line", lambda s: train(s.lists("\n" + s.good_lines())), "train.txt:1: ", 2),
+    Row("data: malformed line", lambda s: train(s.lists(s.good_lines() + "class_0/5.png\n")), "train.txt:13: ", 2),
+    Row("data: missing image", lambda s: train(s.lists(s.good_lines() + "class_0/99.png 0\n")), "train.txt:13: ", 2),
+    Row("data: a class folder of the evaluation split that training did not have", strange_folder,
+        "clas_2", 2),
+    Row("data: unreadable image (`unreadable: error`, the default)", unreadable, "train.txt:", 3),
+    Row("data: more unreadable images than `max_unreadable`",
+        lambda s: unreadable(s, unreadable="skip", max_unreadable=1),
+        "More than max_unreadable=1 images could not be read:", 3),
+    Row("data: a worker that is stuck", stuck_worker, "has finished no sample for 1 s while it was on", 3),
+    Row("data: a worker that is killed", killed_worker, "was killed by signal 9 (SIGKILL)", 3),
+    Row("data: a last batch of one image, where batch norm cannot train on it",
+        lambda s: train(s.config(), "DataLoader.Train.sampler.batch_size=7"),
+        "the last batch of an epoch would hold one image", 2),
+    Row("training: a loss that is not finite",
+        lambda s: train(s.config(), "Optimizer.lr={name: Constant, learning_rate: 1e30}"), "the loss is nan in epoch 1", 3),
+    Row("checkpoint: missing", lambda s: train(s.config(), "Global.checkpoints=nowhere/latest"),
+        "No checkpoint at nowhere/latest: latest.pdstates is missing", 2),
+    Row("checkpoint: half-written", half_written, "latest.pdparams is damaged: it is cut short", 2),
+    Row("checkpoint: one bit flipped", flipped,
+        "latest.pdopt is damaged: its SHA-256 differs from the one it was written with. The newest whole checkpoint there "
+        "is epoch_1", 2),
+    Row("checkpoint: of another network",
+        lambda s: train(s.config(), f"Global.checkpoints={s.trained}/latest", "Arch.name=MicroNet_M1"),
+        "latest is a MicroNet_M0; the configuration's Arch is MicroNet_M1", 2),
+    Row("evaluation without weights", evaluate, "Global.pretrained_model: missing; name the weights", 2),
+    Row("prediction without weights", lambda s: ["tools/infer.py", "-c", s.config()],
+        "Global.pretrained_model: missing; name the weights", 2),
+    Row("export without weights", lambda s: ["tools/export_model.py", "-c", s.config()],
+        "Global.pretrained_model: missing; name the weights", 2),
+    Row("weights: no such file", lambda s: evaluate(s, "Global.pretrained_model=no/best_model"),
+        "No weights at no/best_model.pdparams", 2),
+    Row("weights: of another network",
+        lambda s: evaluate(s, f"Global.pretrained_model={s.trained}/best_model", "Arch.name=MicroNet_M1"),
+        "best_model holds weights of MicroNet_M0; the configuration's Arch is MicroNet_M1", 2),
+    Row("weights: of another number of classes",
+        lambda s: evaluate(s, f"Global.pretrained_model={s.trained}/best_model", "Arch.class_num=7"),
+        "(3,) in the file, (7,) in the network", 2),
+    Row("weights: a pickle that would run code", malicious, "which is neither an array nor a container", 2),
+    Row("prediction: one bad image among good ones (the others are answered)", one_bad_image,
+        "val/class_1/0.png: cannot be decoded", 4),
+    Row("exported model: damaged", damaged_export, "inference.pdiparams is damaged", 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.what for row in ROWS])
+def test_a_bad_input_gets_its_message_and_status(
+    row: Row, tmp_path: Path, trained: Path, run_here: Callable[..., tuple[int, str, str]]
+) -> None:
+    write_pictures(tmp_path / "train", images=6)
+    write_pictures(tmp_path / "val", images=3)
+    status, _, errors = run_here(*row.command(Scene(tmp_path, trained)))
+    assert row.message in errors
+    assert status == row.status
+    assert "Traceback" not in errors
+    assert not (tmp_path / "hacked").exists()
+
+
+def table() -> str:
+    lines = ["| input | message (a part of it) | exit status |", "|---|---|---|"]
+    lines += [f"| {row.what} | `{row.message.strip()}` | {row.status} |" for row in ROWS]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_table_in_the_documentation_is_this_one() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, after = text.partition("<!-- table -->\n")
+    if os.environ.get("UPDATE_DOCS"):
+        PAGE.write_text(f"{before}<!-- table -->\n{table()}", encoding="utf-8")
+    else:
+        assert after == table()
