@@ -54,6 +54,7 @@ _UPRIGHT = {  # EXIF orientation: what has to be done
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 274
+_MAY_HOLD_ORIENTATION = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
 
 
 @TRANSFORMS.register("DecodeImage")
@@ -204,8 +205,8 @@ def _damaged(image: ImageFile.ImageFile, encoded: bytes | np.ndarray, reason: ob
 
 def _orientation(image: ImageFile.ImageFile, encoded: bytes | np.ndarray) -> int:
     """The EXIF orientation that is still to be applied, 1 if none is given."""
-    if image.format == "PNG" and "Raw profile type exif" not in image.info and b"eXIf" not in bytes(encoded):
-        return 1  # a block may follow the pixels, so that looking for it would decode them
+    if _MAY_HOLD_ORIENTATION.isdisjoint(image.info) and (image.format != "PNG" or b"eXIf" not in bytes(encoded)):
+        return 1  # a TIFF is upright already; a PNG's block may follow the pixels, so that looking for it decodes them
     return image.getexif().get(_ORIENTATION_TAG, 1)
 
 
