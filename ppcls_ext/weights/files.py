@@ -29,7 +29,8 @@ def find_weights(path: str | Path) -> Path:
     given = Path(path)
     if given.suffix == SAFETENSORS:
         found = given
-    elif given.is_file() and given.suffix != PADDLE:
+    # `.new`: where a save that was cut short left the weights; `resolve_weights` may have led here
+    elif given.is_file() and given.suffix != PADDLE and not given.name.endswith(PADDLE + ".new"):
         cure = (
             "Save the tensors as .safetensors." if given.suffix in _PYTORCH else f"Readable: {PADDLE}, {SAFETENSORS}."
         )
