@@ -129,7 +129,7 @@ def malicious(scene: Scene) -> list[object]:
             return os.system, (f"touch {scene.root}/hacked",)
 
     (scene.root / "bad.pdparams").write_bytes(pickle.dumps({"weight": Attack()}))
-    return ["tools/eval.py", "-c", scene.config(), "-o", f"Global.pretrained_model={scene.root}/bad.pdparams"]
+    return ["tools/eval.py", "-c", scene.config(), "-o", f"Global.pretrained_model={scene.root}/bad.pdparams", "Arch.class_num=3"]
 
 
 def one_bad_image(scene: Scene) -> list[object]:
@@ -181,23 +181,26 @@ ROWS = [
     Row("configuration: an override without a value", lambda s: train(s.config(), "Global.epochs"),
         "-o Global.epochs: expected path.to.key=value, for example -o Global.epochs=10", 2),
     Row("configuration: statistics that do not fit the channels", lambda s: train(s.config(), "Arch.in_channels=1"),
-        "DataLoader.Train.dataset.transform_ops.3.NormalizeImage", 2),
-    Row("data: label out of range", lambda s: train(s.lists(s.good_lines() + "class_2/9.png 3\n")), "train.txt:13: ", 2),
+        "DataLoader.Train.dataset.transform_ops.3.NormalizeImage.mean: 3 values for images with 1 channel", 2),
+    Row("data: label out of range", lambda s: train(s.lists(s.good_lines() + "class_2/9.png 3\n")),
+        "train.txt:13: label out of range (0 to 2, the network has 3 classes): 'class_2/9.png 3'", 2),
     Row("data: one path with two labels", lambda s: train(s.lists(s.good_lines() + "class_0/0.png 1\n")),
-        "class_0/0.png has two labels, 0 and 1", 2),
-    Row("data: blank line", lambda s: train(s.lists("\n" + s.good_lines())), "train.txt:1: ", 2),
-    Row("data: malformed line", lambda s: train(s.lists(s.good_lines() + "class_0/5.png\n")), "train.txt:13: ", 2),
-    Row("data: missing image", lambda s: train(s.lists(s.good_lines() + "class_0/99.png 0\n")), "train.txt:13: ", 2),
+        "train.txt:1 and 13: 'class_0/0.png' has labels 0 and 1", 2),
+    Row("data: blank line", lambda s: train(s.lists("\n" + s.good_lines())), "train.txt:1: blank line", 2),
+    Row("data: malformed line", lambda s: train(s.lists(s.good_lines() + "class_0/5.png\n")),
+        "train.txt:13: expected 'path label', got 'class_0/5.png'", 2),
+    Row("data: missing image", lambda s: train(s.lists(s.good_lines() + "class_0/99.png 0\n")), "train.txt:13: no file '", 2),
     Row("data: a class folder of the evaluation split that training did not have", strange_folder,
-        "clas_2", 2),
-    Row("data: unreadable image (`unreadable: error`, the default)", unreadable, "train.txt:", 3),
+        "val/clas_2: no such class in the class map. Did you mean 'class_2'?", 2),
+    Row("data: unreadable image (`unreadable: error`, the default)", unreadable,
+        "train/class_0/2.png: cannot be decoded: not an image of a known format, or cut short: 8 bytes", 3),
     Row("data: more unreadable images than `max_unreadable`",
         lambda s: unreadable(s, unreadable="skip", max_unreadable=1),
         "More than max_unreadable=1 images could not be read:", 3),
     Row("data: a worker that is stuck", stuck_worker, "has finished no sample for 1 s while it was on", 3),
     Row("data: a worker that is killed", killed_worker, "was killed by signal 9 (SIGKILL)", 3),
     Row("data: a last batch of one image, where batch norm cannot train on it",
-        lambda s: train(s.config(), "DataLoader.Train.sampler.batch_size=7"),
+        lambda s: train(s.config(), "DataLoader.Train.sampler.batch_size=17"),
         "the last batch of an epoch would hold one image", 2),
     Row("training: a loss that is not finite",
         lambda s: train(s.config(), "Optimizer.lr={name: Constant, learning_rate: 1e30}"), "the loss is nan in epoch 1", 3),
