@@ -8,6 +8,8 @@ SIGTERM after saving.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 import traceback
@@ -42,6 +44,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def load_config(arguments: argparse.Namespace, needs: Iterable[str]):
     """The configuration that the command line names, or, with --print-config, its text on stdout and the end."""
+    import_paddle()
     from ppcls_ext import config
 
     overrides = [text for group in arguments.override for text in group]
@@ -51,14 +54,25 @@ def load_config(arguments: argparse.Namespace, needs: Iterable[str]):
     return config.load(arguments.config, overrides, needs)
 
 
+def import_paddle() -> None:
+    """Import Paddle with all cores: it takes one thread unless OMP_NUM_THREADS says otherwise before the import."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        import paddle  # noqa: F401
+    for line in said.getvalue().splitlines():
+        # It warns of what was just asked for; several processes get one thread each from the launcher.
+        if "OMP_NUM_THREADS" not in line:
+            print(line, file=sys.stderr)
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call `main` and leave with its status; what a user can cause is shown as a message without a traceback.
 
     Of several processes each tells its failure to the first, whose output the terminal shows.
     """
-    # Paddle takes one thread unless told otherwise before it is imported, which the tools do inside `main`.
-    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-    warnings.filterwarnings("ignore", message="No ccache found")
+    for noise in ("No ccache found", "When training, we now always track global mean and variance"):
+        warnings.filterwarnings("ignore", message=noise)  # Paddle says the second at every batch norm
     message = ""
     try:
         status = main() or 0

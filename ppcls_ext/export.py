@@ -107,7 +107,7 @@ def write_graph(network: paddle.nn.Layer, image_shape: list[int], folder: Path) 
     model = _WithSoftmax(network)
     model.eval()
     spec = [paddle.static.InputSpec([None, *image_shape], "float32", name="x")]
-    paddle.jit.save(paddle.jit.to_static(model, input_spec=spec), str(folder / "inference"))
+    paddle.jit.save(paddle.jit.to_static(model, input_spec=spec, full_graph=True), str(folder / "inference"))
 
 
 def describe(config: Config, pipeline: Pipeline, class_names: list[str] | None, folder: Path) -> str:

@@ -52,6 +52,8 @@ class ServedModel:
         graph = next(folder / name for name in GRAPH_FILES if name in self.description["Digests"])
         options = inference.Config(str(graph), str(folder / PARAMETERS_FILE))
         options.disable_glog_info()
+        # On by default in some versions; it changes answers in the last digits and crashes on some graphs.
+        options.disable_mkldnn()
         if device == "gpu":
             options.enable_use_gpu(256, 0)
         else:
