@@ -25,7 +25,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ppcls_ext.errors import Refused
 from ppcls_ext.registry import TRANSFORMS
-from ppcls_ext.transforms.flow import Backend, DecodeError, Flow
+from ppcls_ext.transforms.flow import Backend, DecodeError, Flow, check_backend
 
 Channels = Annotated[Literal[1, 3, 4] | None, "1 (gray), 3 (RGB) or 4 (RGBA)"]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -54,6 +54,7 @@ _UPRIGHT = {  # EXIF orientation: what has to be done
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 274
+_AT_MOST_16_BITS = frozenset({"PNG", "PPM"})  # in Pillow's 32-bit mode nevertheless
 _MAY_HOLD_ORIENTATION = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
 
 
@@ -76,11 +77,10 @@ class DecodeImage:
     random: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        self.channels = self.channels or 3
+        self.channels = 3 if self.channels is None else self.channels
         if self.channels not in MODES:
             raise Refused(f"channels: expected 1 (gray), 3 (RGB) or 4 (RGBA), got {self.channels}")
-        if self.backend not in ("cv2", "pil"):
-            raise Refused(f"backend: expected one of 'cv2', 'pil', got {self.backend!r}")
+        check_backend(self.backend)
 
     def flow(self, before: Flow) -> Flow:
         if before.layout != "encoded":
@@ -138,6 +138,8 @@ def open_with_pillow(encoded: bytes | np.ndarray, channels: int) -> Image.Image:
         image.load()
         orientation = _orientation(image, encoded)
         image = _in_mode(image, MODES[channels])
+    except DecodeError:
+        raise
     except _DAMAGED as error:
         raise _damaged(image, encoded, error) from error
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
@@ -200,7 +202,7 @@ def _open(encoded: bytes | np.ndarray) -> ImageFile.ImageFile:
 
 def _damaged(image: ImageFile.ImageFile, encoded: bytes | np.ndarray, reason: object) -> DecodeError:
     what = f"{image.format} of {image.width}x{image.height} pixels, {len(encoded)} bytes"
-    return reason if isinstance(reason, DecodeError) else DecodeError(f"{what}: {str(reason).strip()}")
+    return DecodeError(f"{what}: {str(reason).strip()}")
 
 
 def _orientation(image: ImageFile.ImageFile, encoded: bytes | np.ndarray) -> int:
@@ -214,7 +216,7 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     """As L, RGB or RGBA; 16-bit pixels keep their high byte."""
     if image.mode == mode:
         return image
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _AT_MOST_16_BITS):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise DecodeError(

@@ -22,6 +22,12 @@ def _lower(value: object) -> object:
 Backend = Annotated[Literal["cv2", "pil"], "one of 'cv2', 'pil'", BeforeValidator(_lower)]
 
 
+def check_backend(backend: str) -> None:
+    """Refuse what is neither of the two back ends."""
+    if backend not in ("cv2", "pil"):
+        raise Refused(f"backend: expected one of 'cv2', 'pil', got {backend!r}")
+
+
 @dataclass(frozen=True)
 class Flow:
     """What every image has in common at one place between two operators.

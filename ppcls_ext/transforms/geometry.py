@@ -16,7 +16,7 @@ from PIL import Image
 
 from ppcls_ext.errors import Refused, did_you_mean
 from ppcls_ext.registry import TRANSFORMS
-from ppcls_ext.transforms.flow import Backend, DecodeError, Flow
+from ppcls_ext.transforms.flow import Backend, DecodeError, Flow, check_backend
 
 _CODES: dict[str, dict[str, int]] = {
     "cv2": {
@@ -41,8 +41,7 @@ _RANDOM_INTERPOLATIONS = ("bilinear", "bicubic")
 
 def interpolation_name(interpolation: str | int | None, backend: str, also: tuple[str, ...] = ()) -> str:
     """The name of an interpolation given by name, by the back end's own number, or not at all."""
-    if backend not in _CODES:
-        raise Refused(f"backend: expected one of 'cv2', 'pil', got {backend!r}")
+    check_backend(backend)
     codes = _CODES[backend]
     if interpolation is None:
         return _DEFAULT_INTERPOLATION[backend]
