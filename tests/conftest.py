@@ -122,8 +122,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 
 
 @pytest.fixture
-def run_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    """run_here("tools/eval.py", ...) -> (exit status, stdout, stderr), in this process: no import of Paddle to wait for."""
+def run_here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """run_here("tools/eval.py", ...) -> (exit status, stdout, stderr), in this process, which has Paddle already."""
 
     def run(script: str, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])

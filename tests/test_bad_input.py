@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 from conftest import TRAIN_OPS, small_config, write_pictures
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/bad_input.md"
@@ -129,7 +128,7 @@ def malicious(scene: Scene) -> list[object]:
             return os.system, (f"touch {scene.root}/hacked",)
 
     (scene.root / "bad.pdparams").write_bytes(pickle.dumps({"weight": Attack()}))
-    return ["tools/eval.py", "-c", scene.config(), "-o", f"Global.pretrained_model={scene.root}/bad.pdparams", "Arch.class_num=3"]
+    return evaluate(scene, f"Global.pretrained_model={scene.root}/bad.pdparams", "Arch.class_num=3")
 
 
 def one_bad_image(scene: Scene) -> list[object]:
@@ -158,79 +157,190 @@ def evaluate(scene: Scene, *overrides: str) -> list[object]:
 
 
 ROWS = [
-    Row("configuration: misspelt section", lambda s: train(s.config(), "Globall.epochs=3"),
-        "Globall: unknown section. Did you mean 'Global'?", 2),
-    Row("configuration: misspelt key", lambda s: train(s.config(), "Global.epoch=3"),
-        "Global.epoch: unknown key. Did you mean 'epochs'?", 2),
-    Row("configuration: wrong type", lambda s: train(s.config(), "Optimizer.lr.learning_rate=fast"),
-        "Optimizer.lr.learning_rate: expected float, got 'fast'", 2),
-    Row("configuration: out of range", lambda s: train(s.config(), "Global.epochs=0"),
-        "Global.epochs: expected greater than 0, got 0", 2),
-    Row("configuration: an argument that the component does not take", lambda s: train(s.config(), "Arch.dropuot=0.1"),
-        "Arch.dropuot: unknown argument. Did you mean 'dropout'?", 2),
-    Row("configuration: unknown network", lambda s: train(s.config(), "Arch.name=MicroNet_M8"),
-        "Arch.name: unknown backbone 'MicroNet_M8'. Did you mean 'MicroNet_M", 2),
-    Row("configuration: unknown operator",
+    Row(
+        "configuration: misspelt section",
+        lambda s: train(s.config(), "Globall.epochs=3"),
+        "Globall: unknown section. Did you mean 'Global'?",
+        2,
+    ),
+    Row(
+        "configuration: misspelt key",
+        lambda s: train(s.config(), "Global.epoch=3"),
+        "Global.epoch: unknown key. Did you mean 'epochs'?",
+        2,
+    ),
+    Row(
+        "configuration: wrong type",
+        lambda s: train(s.config(), "Optimizer.lr.learning_rate=fast"),
+        "Optimizer.lr.learning_rate: expected float, got 'fast'",
+        2,
+    ),
+    Row(
+        "configuration: out of range",
+        lambda s: train(s.config(), "Global.epochs=0"),
+        "Global.epochs: expected greater than 0, got 0",
+        2,
+    ),
+    Row(
+        "configuration: an argument that the component does not take",
+        lambda s: train(s.config(), "Arch.dropuot=0.1"),
+        "Arch.dropuot: unknown argument. Did you mean 'dropout'?",
+        2,
+    ),
+    Row(
+        "configuration: unknown network",
+        lambda s: train(s.config(), "Arch.name=MicroNet_M8"),
+        "Arch.name: unknown backbone 'MicroNet_M8'. Did you mean 'MicroNet_M",
+        2,
+    ),
+    Row(
+        "configuration: unknown operator",
         lambda s: train(s.config(), "DataLoader.Train.dataset.transform_ops.1={RandCropImag: {size: 8}}"),
-        "DataLoader.Train.dataset.transform_ops.1: Unknown transform 'RandCropImag'. Did you mean 'RandCropImage'?", 2),
-    Row("configuration: missing file", lambda s: train(s.lists(s.good_lines()), "DataLoader.Train.dataset.cls_label_path=no.txt"),
-        "DataLoader.Train.dataset.cls_label_path: no such file: no.txt", 2),
-    Row("configuration: missing folder", lambda s: train(s.config(), "DataLoader.Train.dataset.image_root=no"),
-        "DataLoader.Train.dataset.image_root: no such folder: no", 2),
+        "DataLoader.Train.dataset.transform_ops.1: Unknown transform 'RandCropImag'. Did you mean 'RandCropImage'?",
+        2,
+    ),
+    Row(
+        "configuration: missing file",
+        lambda s: train(s.lists(s.good_lines()), "DataLoader.Train.dataset.cls_label_path=no.txt"),
+        "DataLoader.Train.dataset.cls_label_path: no such file: no.txt",
+        2,
+    ),
+    Row(
+        "configuration: missing folder",
+        lambda s: train(s.config(), "DataLoader.Train.dataset.image_root=no"),
+        "DataLoader.Train.dataset.image_root: no such folder: no",
+        2,
+    ),
     Row("configuration: not YAML", broken_yaml, "config.yaml:3: not valid YAML", 2),
-    Row("configuration: an override without a value", lambda s: train(s.config(), "Global.epochs"),
-        "-o Global.epochs: expected path.to.key=value, for example -o Global.epochs=10", 2),
-    Row("configuration: statistics that do not fit the channels", lambda s: train(s.config(), "Arch.in_channels=1"),
-        "DataLoader.Train.dataset.transform_ops.3.NormalizeImage.mean: 3 values for images with 1 channel", 2),
-    Row("data: label out of range", lambda s: train(s.lists(s.good_lines() + "class_2/9.png 3\n")),
-        "train.txt:13: label out of range (0 to 2, the network has 3 classes): 'class_2/9.png 3'", 2),
-    Row("data: one path with two labels", lambda s: train(s.lists(s.good_lines() + "class_0/0.png 1\n")),
-        "train.txt:1 and 13: 'class_0/0.png' has labels 0 and 1", 2),
+    Row(
+        "configuration: an override without a value",
+        lambda s: train(s.config(), "Global.epochs"),
+        "-o Global.epochs: expected path.to.key=value, for example -o Global.epochs=10",
+        2,
+    ),
+    Row(
+        "configuration: statistics that do not fit the channels",
+        lambda s: train(s.config(), "Arch.in_channels=1"),
+        "DataLoader.Train.dataset.transform_ops.3.NormalizeImage.mean: 3 values for images with 1 channel",
+        2,
+    ),
+    Row(
+        "data: label out of range",
+        lambda s: train(s.lists(s.good_lines() + "class_2/9.png 3\n")),
+        "train.txt:13: label out of range (0 to 2, the network has 3 classes): 'class_2/9.png 3'",
+        2,
+    ),
+    Row(
+        "data: one path with two labels",
+        lambda s: train(s.lists(s.good_lines() + "class_0/0.png 1\n")),
+        "train.txt:1 and 13: 'class_0/0.png' has labels 0 and 1",
+        2,
+    ),
     Row("data: blank line", lambda s: train(s.lists("\n" + s.good_lines())), "train.txt:1: blank line", 2),
-    Row("data: malformed line", lambda s: train(s.lists(s.good_lines() + "class_0/5.png\n")),
-        "train.txt:13: expected 'path label', got 'class_0/5.png'", 2),
-    Row("data: missing image", lambda s: train(s.lists(s.good_lines() + "class_0/99.png 0\n")), "train.txt:13: no file '", 2),
-    Row("data: a class folder of the evaluation split that training did not have", strange_folder,
-        "val/clas_2: no such class in the class map. Did you mean 'class_2'?", 2),
-    Row("data: unreadable image (`unreadable: error`, the default)", unreadable,
-        "train/class_0/2.png: cannot be decoded: not an image of a known format, or cut short: 8 bytes", 3),
-    Row("data: more unreadable images than `max_unreadable`",
+    Row(
+        "data: malformed line",
+        lambda s: train(s.lists(s.good_lines() + "class_0/5.png\n")),
+        "train.txt:13: expected 'path label', got 'class_0/5.png'",
+        2,
+    ),
+    Row(
+        "data: missing image",
+        lambda s: train(s.lists(s.good_lines() + "class_0/99.png 0\n")),
+        "train.txt:13: no file '",
+        2,
+    ),
+    Row(
+        "data: a class folder of the evaluation split that training did not have",
+        strange_folder,
+        "val/clas_2: no such class in the class map. Did you mean 'class_2'?",
+        2,
+    ),
+    Row(
+        "data: unreadable image (`unreadable: error`, the default)",
+        unreadable,
+        "train/class_0/2.png: cannot be decoded: not an image of a known format, or cut short: 8 bytes",
+        3,
+    ),
+    Row(
+        "data: more unreadable images than `max_unreadable`",
         lambda s: unreadable(s, unreadable="skip", max_unreadable=1),
-        "More than max_unreadable=1 images could not be read:", 3),
+        "More than max_unreadable=1 images could not be read:",
+        3,
+    ),
     Row("data: a worker that is stuck", stuck_worker, "has finished no sample for 1 s while it was on", 3),
     Row("data: a worker that is killed", killed_worker, "was killed by signal 9 (SIGKILL)", 3),
-    Row("data: a last batch of one image, where batch norm cannot train on it",
+    Row(
+        "data: a last batch of one image, where batch norm cannot train on it",
         lambda s: train(s.config(), "DataLoader.Train.sampler.batch_size=17"),
-        "the last batch of an epoch would hold one image", 2),
-    Row("training: a loss that is not finite",
-        lambda s: train(s.config(), "Optimizer.lr={name: Constant, learning_rate: 1e30}"), "the loss is nan in epoch 1", 3),
-    Row("checkpoint: missing", lambda s: train(s.config(), "Global.checkpoints=nowhere/latest"),
-        "No checkpoint at nowhere/latest: latest.pdstates is missing", 2),
+        "the last batch of an epoch would hold one image",
+        2,
+    ),
+    Row(
+        "training: a loss that is not finite",
+        lambda s: train(s.config(), "Optimizer.lr={name: Constant, learning_rate: 1e30}"),
+        "the loss is nan in epoch 1",
+        3,
+    ),
+    Row(
+        "checkpoint: missing",
+        lambda s: train(s.config(), "Global.checkpoints=nowhere/latest"),
+        "No checkpoint at nowhere/latest: latest.pdstates is missing",
+        2,
+    ),
     Row("checkpoint: half-written", half_written, "latest.pdparams is damaged: it is cut short", 2),
-    Row("checkpoint: one bit flipped", flipped,
-        "latest.pdopt is damaged: its SHA-256 differs from the one it was written with. The newest whole checkpoint there "
-        "is epoch_1", 2),
-    Row("checkpoint: of another network",
+    Row(
+        "checkpoint: one bit flipped",
+        flipped,
+        "latest.pdopt is damaged: its SHA-256 differs from the one it was written with. "
+        "The newest whole checkpoint there is epoch_1",
+        2,
+    ),
+    Row(
+        "checkpoint: of another network",
         lambda s: train(s.config(), f"Global.checkpoints={s.trained}/latest", "Arch.name=MicroNet_M1"),
-        "latest is a MicroNet_M0; the configuration's Arch is MicroNet_M1", 2),
+        "latest is a MicroNet_M0; the configuration's Arch is MicroNet_M1",
+        2,
+    ),
     Row("evaluation without weights", evaluate, "Global.pretrained_model: missing; name the weights", 2),
-    Row("prediction without weights", lambda s: ["tools/infer.py", "-c", s.config()],
-        "Global.pretrained_model: missing; name the weights", 2),
-    Row("export without weights", lambda s: ["tools/export_model.py", "-c", s.config()],
-        "Global.pretrained_model: missing; name the weights", 2),
-    Row("weights: no such file", lambda s: evaluate(s, "Global.pretrained_model=no/best_model"),
-        "No weights at no/best_model.pdparams", 2),
-    Row("weights: of another network",
+    Row(
+        "prediction without weights",
+        lambda s: ["tools/infer.py", "-c", s.config()],
+        "Global.pretrained_model: missing; name the weights",
+        2,
+    ),
+    Row(
+        "export without weights",
+        lambda s: ["tools/export_model.py", "-c", s.config()],
+        "Global.pretrained_model: missing; name the weights",
+        2,
+    ),
+    Row(
+        "weights: no such file",
+        lambda s: evaluate(s, "Global.pretrained_model=no/best_model"),
+        "No weights at no/best_model.pdparams",
+        2,
+    ),
+    Row(
+        "weights: of another network",
         lambda s: evaluate(s, f"Global.pretrained_model={s.trained}/best_model", "Arch.name=MicroNet_M1"),
-        "best_model holds weights of MicroNet_M0; the configuration's Arch is MicroNet_M1", 2),
-    Row("weights: of another number of classes",
+        "best_model holds weights of MicroNet_M0; the configuration's Arch is MicroNet_M1",
+        2,
+    ),
+    Row(
+        "weights: of another number of classes",
         lambda s: evaluate(s, f"Global.pretrained_model={s.trained}/best_model", "Arch.class_num=7"),
-        "(3,) in the file, (7,) in the network", 2),
+        "(3,) in the file, (7,) in the network",
+        2,
+    ),
     Row("weights: a pickle that would run code", malicious, "which is neither an array nor a container", 2),
-    Row("prediction: one bad image among good ones (the others are answered)", one_bad_image,
-        "val/class_1/0.png: cannot be decoded", 4),
+    Row(
+        "prediction: one bad image among good ones (the others are answered)",
+        one_bad_image,
+        "val/class_1/0.png: cannot be decoded",
+        4,
+    ),
     Row("exported model: damaged", damaged_export, "inference.pdiparams is damaged", 2),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.what for row in ROWS])

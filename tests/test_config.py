@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from conftest import DECODE, NORMALIZE, run_tool
+
 from ppcls_ext import config
 from ppcls_ext.errors import Refused
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-
 from conftest import small_config
+
 from ppcls_ext import config, engine
 from ppcls_ext.checkpoint import load_set
 from ppcls_ext.errors import Refused, RunFailed
@@ -71,7 +71,9 @@ def test_a_fixed_seed_is_a_fixed_run_and_another_seed_another(write_config: Writ
     path = write_config()
     first = weights(train(path, f"Global.output_dir={tmp_path}/a"))
     assert_same_bits(first, weights(train(path, f"Global.output_dir={tmp_path}/b")))
-    assert_same_bits(first, weights(train(path, f"Global.output_dir={tmp_path}/c", "DataLoader.Train.loader.num_workers=2")))
+    assert_same_bits(
+        first, weights(train(path, f"Global.output_dir={tmp_path}/c", "DataLoader.Train.loader.num_workers=2"))
+    )
     other = weights(train(path, f"Global.output_dir={tmp_path}/d", "Global.seed=2"))
     assert any(first[name].tobytes() != other[name].tobytes() for name in first)
 
@@ -172,7 +174,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 def test_training_stops_early_when_nothing_is_gained(write_config: Write) -> None:
     folder = train(
-        write_config(), "Global.early_stopping=2", "Global.epochs=9", "Optimizer.lr={name: Constant, learning_rate: 0.0}"
+        write_config(),
+        "Global.early_stopping=2",
+        "Global.epochs=9",
+        "Optimizer.lr={name: Constant, learning_rate: 0.0}",
     )
     assert "early stopping: no gain in 2 evaluations" in (folder / "train.log").read_text()
     assert load_set(folder / "latest").states["epoch"] < 9
@@ -214,7 +219,9 @@ def test_amp_on_a_cpu_is_said_not_to_run(write_config: Write) -> None:
     assert "Global.device is gpu, but this machine or this build of PaddlePaddle has none: running on the CPU" in log
 
 
-def test_pretrained_weights_with_other_classes_keep_a_fresh_head_and_say_so(write_config: Write, tmp_path: Path) -> None:
+def test_pretrained_weights_with_other_classes_keep_a_fresh_head_and_say_so(
+    write_config: Write, tmp_path: Path
+) -> None:
     folder = train(write_config(), "Global.epochs=1")
     from conftest import write_pictures
 

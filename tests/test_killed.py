@@ -8,13 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-
 from conftest import REPOSITORY, small_config
+
 from ppcls_ext.checkpoint import load_set
 from ppcls_ext.errors import Refused
 

@@ -210,7 +210,8 @@ class Check:
         if fields.get("transforms"):
             self.transforms(fields["transforms"], "Infer.transforms", channels)
         if mapping.get("PostProcess") is not None:
-            process = self.component(POSTPROCESSES, mapping["PostProcess"], "Infer.PostProcess")
+            given = {"name": "Topk", **self.mapping(mapping["PostProcess"], "Infer.PostProcess")}
+            process = self.component(POSTPROCESSES, given, "Infer.PostProcess")
             if process is not None:
                 fields["PostProcess"] = process
         if "Infer" in self.needs:

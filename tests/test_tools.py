@@ -1,0 +1,251 @@
+"""The four tools and the deployed model, used as a user would."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import write_pictures
+
+from ppcls_ext import prediction
+from ppcls_ext.checkpoint import load_set
+from ppcls_ext.served import ServedModel, read_description
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def weights(trained: Path) -> str:
+    return f"Global.pretrained_model={trained}/best_model"
+
+
+def config_of(trained: Path) -> Path:
+    return trained.parent / "config.yaml"
+
+
+def answers_in(output: str) -> list[dict]:
+    return [answer for line in output.splitlines() if line.startswith("[{") for answer in ast.literal_eval(line)]
+
+
+def test_evaluation_prints_exact_counts_as_json(trained: Path, run_here: Run, tmp_path: Path) -> None:
+    status, output, _ = run_here(
+        "tools/eval.py", "-c", config_of(trained), "-o", weights(trained), "--json", tmp_path / "r.json"
+    )
+    assert status == 0
+    assert "loaded 192 of 192 tensors from" in output and "[Eval][Epoch 0][Avg]top1: " in output
+    result = json.loads(output.splitlines()[-1])
+    assert result == json.loads((tmp_path / "r.json").read_text())
+    assert result["images"] == 15 and result["skipped"] == 0
+    assert result["top1"] == result["top1_correct"] / 15
+    best = load_set(trained / "best_model").states["best"]
+    assert result["top1"] == best["top1"]  # what training saw is what evaluation finds
+
+
+def test_the_class_index_comes_from_the_checkpoint_not_from_the_folders_of_the_split(
+    trained: Path, run_here: Run, pictures: Path, tmp_path: Path
+) -> None:
+    for label in (1, 2):  # without class_0 the folders' own order would shift every index
+        (tmp_path / "part").mkdir(exist_ok=True)
+        (tmp_path / f"part/class_{label}").symlink_to(pictures / f"val/class_{label}")
+    options = [weights(trained), f"DataLoader.Eval.dataset.image_root={tmp_path}/part"]
+    status, output, _ = run_here("tools/eval.py", "-c", config_of(trained), "-o", *options)
+    assert status == 0
+    part = json.loads(output.splitlines()[-1])
+    counts = []
+    for label in range(3):
+        (tmp_path / f"one{label}").mkdir()
+        (tmp_path / f"one{label}/class_{label}").symlink_to(pictures / f"val/class_{label}")
+        options = [weights(trained), f"DataLoader.Eval.dataset.image_root={tmp_path}/one{label}"]
+        _, output, _ = run_here("tools/eval.py", "-c", config_of(trained), "-o", *options)
+        counts.append(json.loads(output.splitlines()[-1])["top1_correct"])
+    assert part["top1_correct"] == counts[1] + counts[2]
+
+
+def test_evaluation_of_folders_with_weights_that_carry_no_class_map_is_refused(
+    trained: Path, run_here: Run, tmp_path: Path
+) -> None:
+    import paddle
+
+    bare = {
+        name: paddle.to_tensor(array) for name, array in load_set(trained / "best_model").tensors[".pdparams"].items()
+    }
+    paddle.save(bare, str(tmp_path / "bare.pdparams"))
+    options = [f"Global.pretrained_model={tmp_path}/bare", "Arch.class_num=3"]
+    status, _, errors = run_here("tools/eval.py", "-c", config_of(trained), "-o", *options)
+    assert status == 2
+    assert "DataLoader.Eval.dataset.class_map: missing" in errors
+    options.append(f"DataLoader.Eval.dataset.class_map={trained}/class_map.txt")
+    status, output, _ = run_here("tools/eval.py", "-c", config_of(trained), "-o", *options)
+    assert status == 0 and "loaded 192 of 192 tensors" in output
+
+
+def test_skipped_images_of_an_evaluation_are_listed_and_the_status_says_so(
+    trained: Path, run_here: Run, tmp_path: Path
+) -> None:
+    write_pictures(tmp_path / "val", images=3)
+    (tmp_path / "val/class_0/1.png").write_bytes(b"x")
+    options = [
+        weights(trained),
+        f"DataLoader.Eval.dataset.image_root={tmp_path}/val",
+        "DataLoader.Eval.dataset.unreadable=skip",
+    ]
+    status, output, _ = run_here("tools/eval.py", "-c", config_of(trained), "-o", *options)
+    assert status == 4
+    assert "left out: " in output and "class_0/1.png" in output
+    result = json.loads(output.splitlines()[-1])
+    assert (result["images"], result["skipped"]) == (8, 1)
+
+
+def test_prediction_prints_the_published_format(trained: Path, run_here: Run, pictures: Path) -> None:
+    status, output, errors = run_here(
+        "tools/infer.py", "-c", config_of(trained), "-o", weights(trained), "Infer.batch_size=2"
+    )
+    assert status == 0, errors
+    lines = [line for line in output.splitlines() if line.startswith("[{")]
+    assert len(lines) == 3  # five images, two a batch
+    first = ast.literal_eval(lines[0])[0]
+    assert list(first) == ["class_ids", "scores", "file_name", "label_names"]
+    assert first["file_name"] == str(pictures / "val/class_1/0.png")
+    assert sorted(first["class_ids"]) == [0, 1, 2] and sum(first["scores"]) == pytest.approx(1, abs=1e-4)
+    assert first["label_names"] == [f"class_{index}" for index in first["class_ids"]]
+    assert first["scores"] == sorted(first["scores"], reverse=True)
+
+
+def test_prediction_takes_files_folders_and_lists_and_survives_a_bad_image(
+    trained: Path, run_here: Run, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG cut")
+    (tmp_path / "names.txt").write_text(f"{pictures}/val/class_2/1.png\nbad.png\nabsent.png\n")
+    images = [f"{pictures}/val/class_0/0.png", f"{pictures}/val/class_1", f"{tmp_path}/names.txt"]
+    status, output, errors = run_here(
+        "tools/infer.py",
+        "-c",
+        config_of(trained),
+        "-o",
+        weights(trained),
+        f"Infer.infer_imgs={images}",
+        "Infer.PostProcess.topk=1",
+    )
+    assert status == 4
+    assert len(answers_in(output)) == 7
+    assert all(len(answer["class_ids"]) == 1 for answer in answers_in(output))
+    assert f"{tmp_path}/bad.png: cannot be decoded" in errors and f"{tmp_path}/absent.png: cannot be read" in errors
+
+
+def test_names_come_from_a_file_where_the_weights_carry_none(trained: Path, run_here: Run, tmp_path: Path) -> None:
+    import paddle
+
+    arrays = load_set(trained / "best_model").tensors[".pdparams"]
+    paddle.save({name: paddle.to_tensor(array) for name, array in arrays.items()}, str(tmp_path / "bare.pdparams"))
+    (tmp_path / "names.txt").write_text("0 nought\n1 one\n2 two\n")
+    options = [f"Global.pretrained_model={tmp_path}/bare", "Arch.class_num=3"]
+    given = [*options, f"Infer.PostProcess.class_id_map_file={tmp_path}/names.txt"]
+    status, output, _ = run_here("tools/infer.py", "-c", config_of(trained), "-o", *given)
+    assert status == 0 and set(answers_in(output)[0]["label_names"]) == {"nought", "one", "two"}
+    status, _, errors = run_here(
+        "tools/infer.py", "-c", config_of(trained), "-o", *options, "Infer.PostProcess.class_id_map_file=no.txt"
+    )
+    assert status == 2 and "Infer.PostProcess.class_id_map_file: no such file: no.txt" in errors
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from ppcls_ext import config
+    from ppcls_ext.export import export
+
+    folder = tmp_path_factory.mktemp("exported") / "inference"
+    return export(config.load(config_of(trained), [weights(trained), f"Global.save_inference_dir={folder}"])).folder
+
+
+def test_the_exported_model_answers_as_the_trained_one(
+    trained: Path, exported: Path, run_here: Run, pictures: Path
+) -> None:
+    _, dynamic, _ = run_here(
+        "tools/infer.py", "-c", config_of(trained), "-o", weights(trained), f"Infer.infer_imgs={pictures}/val"
+    )
+    status, static, errors = run_here("deploy/predict.py", exported, pictures / "val")
+    assert status == 0, errors
+    ours, theirs = answers_in(dynamic), answers_in(static)
+    assert len(ours) == len(theirs) == 15
+    for a, b in zip(ours, theirs):
+        assert (
+            a["class_ids"] == b["class_ids"]
+            and a["label_names"] == b["label_names"]
+            and a["file_name"] == b["file_name"]
+        )
+        np.testing.assert_allclose(a["scores"], b["scores"], atol=2e-5)
+
+
+def test_the_exported_folder_carries_its_preprocessing_names_and_digests(exported: Path) -> None:
+    names = {path.name for path in exported.iterdir()}
+    assert names in (
+        {"inference.json", "inference.pdiparams", "inference.yml"},
+        {"inference.pdmodel", "inference.pdiparams", "inference.yml"},
+    )
+    description = read_description(exported)
+    assert description["PostProcess"]["Topk"]["label_list"] == ["class_0", "class_1", "class_2"]
+    assert [next(iter(op)) for op in description["PreProcess"]["transform_ops"]] == [
+        "DecodeImage", "ResizeImage", "NormalizeImage", "ToCHWImage",
+    ]  # fmt: skip
+    served = ServedModel(exported)
+    for batch in (1, 3):  # the batch is dynamic
+        assert served.probabilities(np.zeros((batch, 3, 32, 32), np.float32)).shape == (batch, 3)
+
+
+def test_an_export_that_differs_is_refused_and_leaves_nothing(
+    trained: Path, run_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ServedModel.probabilities
+    monkeypatch.setattr(ServedModel, "probabilities", lambda self, images: real(self, images) + 1e-3)
+    folder = tmp_path / "model"
+    status, _, errors = run_here(
+        "tools/export_model.py", "-c", config_of(trained), "-o", weights(trained), f"Global.save_inference_dir={folder}"
+    )
+    assert status == 3
+    assert "the static model differs from the trained one by up to 0.001" in errors and "nothing was exported" in errors
+    assert list(folder.iterdir()) == []
+
+
+def test_an_export_replaces_an_older_one_whole(trained: Path, run_here: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("inference.json", "inference.pdmodel", "inference.pdiparams", "inference.yml"):
+        (folder / name).write_text("old")
+    options = [weights(trained), f"Global.save_inference_dir={folder}", "Infer.infer_imgs="]
+    status, output, _ = run_here("tools/export_model.py", "-c", config_of(trained), "-o", *options)
+    assert status == 0
+    assert "china.jpg" in output  # without images of the user's, two photographs of scikit-learn's
+    assert len(list(folder.iterdir())) == 3
+    assert ServedModel(folder).class_names == ["class_0", "class_1", "class_2"]
+
+
+def test_an_export_for_another_size_than_its_transforms_make_is_refused(
+    trained: Path, run_here: Run, tmp_path: Path
+) -> None:
+    options = [weights(trained), f"Global.save_inference_dir={tmp_path}/model", "Global.image_shape=[3, 64, 64]"]
+    status, _, errors = run_here("tools/export_model.py", "-c", config_of(trained), "-o", *options)
+    assert status == 2
+    assert "Global.image_shape is [3, 64, 64], but Infer.transforms make images of [3, 32, 32]" in errors
+
+
+def test_a_served_folder_without_its_description_is_refused(run_here: Run, tmp_path: Path) -> None:
+    status, _, errors = run_here("deploy/predict.py", tmp_path, tmp_path)
+    assert status == 2 and "is not an exported model: inference.yml is missing" in errors
+
+
+def test_an_answer_orders_equal_scores_by_index_and_never_asks_for_more_classes_than_there_are() -> None:
+    row = np.array([0.2, 0.4, 0.4], np.float32)
+    assert prediction.answer(row, "a.png", 5, None) == {
+        "class_ids": [1, 2, 0],
+        "scores": [0.4, 0.4, 0.2],
+        "file_name": "a.png",
+    }
+    np.testing.assert_allclose(prediction.softmax(np.array([[1000.0, 1000.0]])), [[0.5, 0.5]])
+
+
+def test_the_description_of_an_export_is_plain_yaml(exported: Path) -> None:
+    assert yaml.safe_load((exported / "inference.yml").read_text())["Global"]["model_name"] == "MicroNet_M0"
