@@ -44,7 +44,8 @@ LEAST_RATIO, MOST_SECONDS, MOST_MB = 0.9, 10.0, 500.0
 # nothing for drawing.
 NUMBERS: dict[tuple[int, int], list[float]] = {}
 
-Reader = Callable[[str, int, int], np.ndarray]  # (path, epoch, index) -> float32 (3, SIZE, SIZE)
+# (path, epoch, index) -> float32 (3, SIZE, SIZE)
+Reader = Callable[[str, int, int], np.ndarray | None]
 
 
 # ------------------------------------------------------------------------------------------------ plain loops
@@ -69,6 +70,13 @@ def plain_pillow(path: str, epoch: int, index: int) -> np.ndarray:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pixels = (np.asarray(image, dtype=np.float32) / 255.0 - MEAN) / STD
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def bare_pillow(path: str, epoch: int, index: int) -> None:
+    """What no reader with Pillow can go below: decode, crop, resize, and nothing else."""
+    image = Image.open(path).convert("RGB")
+    box = random_box(*image.size, NUMBERS[epoch, index])
+    image.crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
 
 
 def plain_opencv(path: str, epoch: int, index: int) -> np.ndarray:
@@ -105,6 +113,7 @@ def ours(backend: str) -> Reader:
 READERS: dict[str, Reader] = {
     "plain Pillow": plain_pillow,
     "plain OpenCV": plain_opencv,
+    "bare Pillow": bare_pillow,
     "ours, pil": ours("pil"),
     "ours, cv2": ours("cv2"),
 }

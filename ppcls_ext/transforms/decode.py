@@ -160,7 +160,9 @@ def open_with_opencv(encoded: bytes | np.ndarray, channels: int, to_rgb: bool) -
     return _upright(image, orientation) if orientation in _UPRIGHT else image
 
 
-_FLAGS = {  # (channels, to_rgb)
+# By (channels, to_rgb). IMREAD_COLOR_RGB came with OpenCV 4.11, which is also the first to give nothing for a truncated
+# JPEG; older ones fill in what is missing.
+_FLAGS = {
     (1, True): cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,
     (1, False): cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,
     (3, True): cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION,
