@@ -24,7 +24,16 @@ from paddle import Tensor, nn
 
 from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, backbone
 from ppcls_ext.errors import Refused, RunFailed, refuse_all
-from ppcls_ext.layers import PermuteChannels, make_divisible, require_positive, shuffled
+from ppcls_ext.layers import (
+    DepthwiseConv2D,
+    GlobalMean,
+    PermuteChannels,
+    PointwiseConv2D,
+    global_mean,
+    make_divisible,
+    require_positive,
+    shuffled,
+)
 from ppcls_ext.registry import BACKBONES
 
 COEFFICIENT_RANGE = 2.0  # a coefficient moves by at most this much from its initial value
@@ -92,20 +101,17 @@ class DynamicShiftMax(nn.Layer):
         self.shift = PermuteChannels(shifted(channels, groups))
 
     def forward(self, x: Tensor) -> Tensor:
-        coefficients = self.fc(x.mean([2, 3]))
-        # the release writes (hard sigmoid - 0.5) * 2 * range
-        coefficients = paddle.clip(coefficients * (COEFFICIENT_RANGE / 3), -COEFFICIENT_RANGE, COEFFICIENT_RANGE)
-        coefficients = coefficients.unsqueeze([2, 3])  # (N, k C) -> (N, k C, 1, 1)
+        share = F.hardsigmoid(self.fc(global_mean(x)), slope=1 / 6, offset=0.5)
+        change = paddle.scale(share, 2 * COEFFICIENT_RANGE, -COEFFICIENT_RANGE)  # 0..1 -> -range..range
+        change = change.unsqueeze([2, 3])  # (N, k C) -> (N, k C, 1, 1)
         neighbour = self.shift(x)
         if not self.maximum:
-            a, b = paddle.split(coefficients, 2, axis=1)
+            a, b = paddle.split(change, 2, axis=1)
             return x * plus(a, self.initial_a[0]) + neighbour * plus(b, self.initial_b[0])
-        a1, b1, a2, b2 = paddle.split(coefficients, 4, axis=1)
-        # the difference of the two fusions is a fusion too: one pass less over the image
-        a2 = plus(a2 - a1, self.initial_a[1] - self.initial_a[0])
-        b2 = plus(b2 - b1, self.initial_b[1] - self.initial_b[0])
+        a1, b1, a2, b2 = paddle.split(change, 4, axis=1)
         first = x * plus(a1, self.initial_a[0]) + neighbour * plus(b1, self.initial_b[0])
-        return first + F.relu(x * a2 + neighbour * b2)
+        second = x * plus(a2, self.initial_a[1]) + neighbour * plus(b2, self.initial_b[1])
+        return first + F.relu(second - first)
 
 
 def plus(x: Tensor, constant: float) -> Tensor:
@@ -120,29 +126,16 @@ def shifted(channels: int, groups: int) -> np.ndarray:
 
 
 class ConvPair(nn.Layer):
-    """A (k, 1) convolution, then a (1, k) one, each with batch norm: a factorised k x k depthwise convolution."""
+    """A depthwise k x k convolution in two factors, (k, 1) and (1, k), each with batch norm."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        middle: int,
-        out_channels: int,
-        kernel: int,
-        stride: int,
-        groups: int,
-        final_shuffle: int = 0,
-    ) -> None:
+    def __init__(self, in_channels: int, middle: int, out_channels: int, kernel: int, stride: int) -> None:
         super().__init__()
-        half = kernel // 2
-        layers = [
-            nn.Conv2D(in_channels, middle, (kernel, 1), (stride, 1), (half, 0), groups=groups, bias_attr=False),
+        self.conv = nn.Sequential(
+            DepthwiseConv2D(in_channels, middle, (kernel, 1), (stride, 1)),
             nn.BatchNorm2D(middle),
-            nn.Conv2D(middle, out_channels, (1, kernel), (1, stride), (0, half), groups=middle, bias_attr=False),
+            DepthwiseConv2D(middle, out_channels, (1, kernel), (1, stride)),
             nn.BatchNorm2D(out_channels),
-        ]
-        if final_shuffle:
-            layers.append(PermuteChannels(shuffled(np.arange(out_channels), final_shuffle)))
-        self.conv = nn.Sequential(*layers)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -153,8 +146,23 @@ class PointConv(nn.Layer):
 
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
+        self.conv = nn.Sequential(PointwiseConv2D(in_channels, out_channels, groups), nn.BatchNorm2D(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class StemPair(nn.Layer):
+    """A dense (3, 1) convolution to `middle` channels, then a depthwise (1, 3) one, both of stride 2, and a shuffle."""
+
+    def __init__(self, in_channels: int, middle: int, out_channels: int) -> None:
+        super().__init__()
         self.conv = nn.Sequential(
-            nn.Conv2D(in_channels, out_channels, 1, groups=groups, bias_attr=False), nn.BatchNorm2D(out_channels)
+            nn.Conv2D(in_channels, middle, (3, 1), (2, 1), (1, 0), bias_attr=False),
+            nn.BatchNorm2D(middle),
+            DepthwiseConv2D(middle, out_channels, (1, 3), (1, 2)),
+            nn.BatchNorm2D(out_channels),
+            PermuteChannels(shuffled(np.arange(out_channels), middle)),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,9 +174,7 @@ class Stem(nn.Layer):
 
     def __init__(self, in_channels: int, groups: tuple[int, int]) -> None:
         super().__init__()
-        first, second = groups
-        pair = ConvPair(in_channels, first, first * second, kernel=3, stride=2, groups=1, final_shuffle=first)
-        self.stem = nn.Sequential(pair, nn.ReLU6())
+        self.stem = nn.Sequential(StemPair(in_channels, groups[0], groups[0] * groups[1]), nn.ReLU6())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stem(x)
@@ -199,7 +205,7 @@ class MicroBlock(nn.Layer):
         if row.depthwise_expands:
             middle = in_channels * row.expand1
             layers = {
-                0: ConvPair(in_channels, middle, hidden, row.kernel, stride, groups=in_channels),
+                0: ConvPair(in_channels, middle, hidden, row.kernel, stride),
                 1: activation(row.act2, row.shift1),
                 2: shuffles(hidden, row.shift1, hidden // 2 if row.act2 else 0),
                 4: PointConv(hidden, out, row.groups2),
@@ -218,7 +224,7 @@ class MicroBlock(nn.Layer):
                 0: PointConv(in_channels, hidden, row.groups1),
                 1: activation(row.act1, row.shift1),
                 2: shuffles(hidden, row.shift1),
-                3: ConvPair(hidden, hidden, hidden, row.kernel, stride, groups=hidden),
+                3: ConvPair(hidden, hidden, hidden, row.kernel, stride),
                 5: activation(row.act2, hidden // row.shift1),
                 6: shuffles(hidden, middle_shuffle),
                 7: PointConv(hidden, out, row.groups2),
@@ -284,7 +290,7 @@ class MicroNet(nn.Layer):
                 strides.append(strides[-1] * stride)
                 widths.append(channels)
         self.features = nn.Sequential(*blocks)
-        self.avgpool = nn.Sequential(nn.ReLU6(), nn.AdaptiveAvgPool2D(1), nn.Hardswish())
+        self.avgpool = nn.Sequential(nn.ReLU6(), GlobalMean(), nn.Hardswish())
         self.classifier = nn.Sequential(
             SwishLinear(channels, width), nn.Dropout(dropout), SwishLinear(width, num_classes)
         )

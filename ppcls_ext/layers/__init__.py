@@ -1,6 +1,17 @@
 """Layers that two or more backbones share."""
 
+from ppcls_ext.layers.grouped_conv import DepthwiseConv2D, PointwiseConv2D
 from ppcls_ext.layers.permute import PermuteChannels, shuffled
+from ppcls_ext.layers.pooling import GlobalMean, global_mean
 from ppcls_ext.layers.sizes import make_divisible, require_positive
 
-__all__ = ["PermuteChannels", "make_divisible", "require_positive", "shuffled"]
+__all__ = [
+    "DepthwiseConv2D",
+    "GlobalMean",
+    "PermuteChannels",
+    "PointwiseConv2D",
+    "global_mean",
+    "make_divisible",
+    "require_positive",
+    "shuffled",
+]
