@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import re
 from collections.abc import Callable
@@ -53,10 +52,7 @@ class Pipeline:
 
     def to_config(self) -> list[dict[str, dict[str, Any] | None]]:
         """The list with every argument resolved, in plain YAML types: it builds the same pipeline."""
-        return [
-            {type(operator).__name__: copy.deepcopy(dataclasses.asdict(operator)) or None}
-            for operator in self.operators
-        ]
+        return [{type(operator).__name__: dataclasses.asdict(operator) or None} for operator in self.operators]
 
 
 def _steps(operators: list[Transform]) -> list[tuple[Callable[..., Any], bool]]:
