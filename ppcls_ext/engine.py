@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -259,13 +260,17 @@ def selection_metric(result: dict[str, float]) -> str:
 
 @contextmanager
 def signals_ask(run: Run) -> Iterator[None]:
-    """SIGTERM and Ctrl-C ask the run to save and stop; a second one ends it at once."""
+    """SIGTERM and Ctrl-C ask the run to save and stop; asked once more, it ends at once."""
+    asked_at = 0.0
 
     def ask(number: int, _frame: Any) -> None:
-        if run.asked_to_stop:
+        nonlocal asked_at
+        # The launcher sends SIGTERM up to three times within a second and means it once.
+        if run.asked_to_stop and time.monotonic() - asked_at > 2:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        run.asked_to_stop = number
+        if not run.asked_to_stop:
+            run.asked_to_stop, asked_at = number, time.monotonic()
 
     kept = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

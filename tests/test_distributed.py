@@ -1,0 +1,198 @@
+"""Several processes: the same training, exact counts, nobody left waiting, and the error of the rank that failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import EVAL_OPS, REPOSITORY, run_tool, small_config
+from ppcls_ext.checkpoint import load_set
+
+# A script for the launcher: what the tests of one process do in a function, these do in here.
+PRELUDE = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+sys.path.insert(0, {str(REPOSITORY / "tests")!r})
+import time
+import numpy as np
+from ppcls_ext import cli
+"""
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """launch(body, processes) runs the script `body`, whose `main` is called as a tool's."""
+
+    def run(body: str, processes: int = 2, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+        script = tmp_path / "script.py"
+        script.write_text(PRELUDE + body + "\ncli.run(main)\n")
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable]
+        if processes > 1:
+            command += ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
+            command += ["--log_dir", str(tmp_path / "log")]
+        command.append(str(script))
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=tmp_path, env=environment)
+
+    return run
+
+
+def shown(done: subprocess.CompletedProcess[str]) -> str:
+    return done.stdout + done.stderr
+
+
+TRAIN_PLAIN = """
+def main():
+    cli.import_paddle()
+    from ppcls_ext import config, engine
+    from ppcls_ext.registry import BACKBONES
+    from test_engine import plain_network
+    if "tests_plain" not in BACKBONES:
+        BACKBONES.register("tests_plain")(plain_network)
+    engine.train(config.load({path!r}, {overrides!r}, ["Train"]))
+"""
+
+
+def write(path: Path, pictures: Path, output: Path, **changes: object) -> Path:
+    config = small_config(pictures, output, **changes)
+    config["Global"]["epochs"] = 5
+    config["DataLoader"]["Train"]["dataset"]["transform_ops"] = EVAL_OPS
+    path.write_text(json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize(
+    "arch, tolerance",
+    [({"name": "tests_plain"}, 1e-6), ({"name": "MicroNet_M0", "use_sync_bn": True, "dropout": 0.0}, 2e-4)],
+    ids=["without batch norm", "with synchronised batch norm"],
+)
+def test_two_ranks_of_b_train_like_one_of_2b(
+    launch: Callable, tmp_path: Path, pictures: Path, arch: dict, tolerance: float
+) -> None:
+    path = write(tmp_path / "c.yaml", pictures, tmp_path, Arch=arch)
+    lr = "Optimizer.lr={name: Constant, learning_rate: 0.01}"
+    for processes, batch in ((1, 12), (2, 6)):
+        overrides = [f"Global.output_dir={tmp_path}/out{processes}", f"DataLoader.Train.sampler.batch_size={batch}", lr]
+        done = launch(TRAIN_PLAIN.format(path=str(path), overrides=overrides), processes)
+        assert done.returncode == 0, shown(done)[-3000:]
+    one, two = (load_set(tmp_path / f"out{n}" / arch["name"] / "latest") for n in (1, 2))
+    assert one.states["global_step"] == two.states["global_step"] == 15
+    for name, array in one.tensors[".pdparams"].items():
+        np.testing.assert_allclose(two.tensors[".pdparams"][name], array, atol=tolerance, rtol=0, err_msg=name)
+
+
+def test_an_evaluation_on_two_processes_counts_every_image_once(trained: Path, tmp_path: Path) -> None:
+    results = []
+    for processes in (1, 2):
+        done = run_tool(
+            "tools/eval.py", "-c", trained.parent / "config.yaml", "-o", f"Global.pretrained_model={trained}/best_model",
+            "DataLoader.Eval.sampler.batch_size=4", processes=processes, cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, shown(done)[-3000:]
+        results.append(json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"arch"'))))
+    one, two = results
+    assert one["images"] == two["images"] == 15  # 2 x 7 and a half
+    assert one["top1_correct"] == two["top1_correct"] and one["top5_correct"] == two["top5_correct"]
+    assert one["loss"] == pytest.approx(two["loss"], abs=1e-6)
+
+
+def test_the_collectives_do_what_they_say(launch: Callable) -> None:
+    done = launch("""
+def main():
+    import paddle
+    from ppcls_ext import distributed
+    from ppcls_ext.errors import RunFailed
+    distributed.start()
+    rank = distributed.rank()
+    assert distributed.all_sum(np.array([1.0, rank])).tolist() == [2.0, 1.0]
+    assert distributed.any_rank(rank == 1) and not distributed.any_rank(False)
+    assert distributed.first_does(lambda: "done") == ("done" if rank == 0 else None)
+    def fail():
+        raise ValueError("the disk is full")
+    try:
+        distributed.first_does(fail)
+    except (ValueError, RunFailed) as error:
+        said = str(error)
+    assert said == ("the disk is full" if rank == 0 else "rank 0 failed; its own message says why")
+    norm = paddle.nn.BatchNorm1D(3)
+    norm._mean.set_value(np.full(3, rank, np.float32))
+    norm._variance.set_value(np.full(3, 1 + 2 * rank, np.float32))
+    distributed.equalise_statistics(paddle.nn.Sequential(norm).state_dict())
+    assert norm._mean.numpy().tolist() == [0.5] * 3 and norm._variance.numpy().tolist() == [2.0] * 3
+    print("all held")
+""")
+    assert done.returncode == 0 and "all held" in done.stdout, shown(done)[-3000:]
+
+
+def test_the_terminal_shows_the_error_of_the_rank_that_failed(launch: Callable) -> None:
+    done = launch("""
+def main():
+    cli.import_paddle()
+    from ppcls_ext import distributed
+    from ppcls_ext.errors import RunFailed
+    distributed.watch_failures()
+    distributed.start()
+    distributed.keep_in_step()
+    if distributed.rank() == 1:
+        raise RunFailed("lists/train.txt:12: images/a.jpg: cannot be decoded")
+    distributed.keep_in_step()
+""")
+    assert done.returncode != 0
+    assert "[rank 1] failed:\nStopped: lists/train.txt:12: images/a.jpg: cannot be decoded" in shown(done)
+
+
+def test_sigterm_to_the_launcher_saves_at_one_step_on_all_ranks(tmp_path: Path, pictures: Path) -> None:
+    path = write(tmp_path / "c.yaml", pictures, tmp_path / "out")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "paddle.distributed.launch",
+        "--nproc_per_node",
+        "2",
+        "--log_dir",
+        f"{tmp_path}/log",
+    ]
+    command += [str(REPOSITORY / "tools/train.py"), "-c", str(path), "-o", "Global.epochs=500"]
+    with open(tmp_path / "said.txt", "w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment, start_new_session=True)
+        latest = tmp_path / "out/MicroNet_M0/latest"
+        deadline = time.monotonic() + 90
+        while not latest.with_name("latest.pdstates").exists():
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "said.txt").read_text()[-3000:]
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    log = (tmp_path / "log/workerlog.0").read_text()
+    assert "stopped on request; go on with -o Global.checkpoints=" in log
+    assert load_set(latest).states["global_step"] >= 1
+
+
+@pytest.mark.slow
+def test_a_save_that_takes_longer_than_a_collective_may_does_not_end_the_run(
+    launch: Callable, tmp_path: Path, pictures: Path
+) -> None:
+    path = write(tmp_path / "c.yaml", pictures, tmp_path / "out")
+    done = launch(f"""
+def main():
+    cli.import_paddle()
+    from ppcls_ext import config, engine, run
+    real = run.save_set
+    def slow(prefix, *rest, **more):
+        if prefix.name == "epoch_1":
+            time.sleep(40)
+        real(prefix, *rest, **more)
+    run.save_set = slow
+    engine.train(config.load({str(path)!r}, ["Global.epochs=1"], ["Train"]))
+""")
+    assert done.returncode == 0, shown(done)[-3000:]
+    assert load_set(tmp_path / "out/MicroNet_M0/epoch_1").states["global_step"] == 3
