@@ -1,18 +1,18 @@
 # make quickstart and make test do all of their set-up themselves; everything lands in .venv.
 PYTHON ?= python3
 VENV ?= .venv
-REQUIREMENTS ?= requirements.txt
+REQUIREMENTS ?= -r requirements.txt
 
 .PHONY: quickstart test test-slow test-paddle26 setup lint clean
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: $(REQUIREMENTS) requirements.txt requirements-dev.txt pyproject.toml
+$(VENV)/.installed: $(wildcard requirements*.txt) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 12) else \
 	  "Python 3.10 to 3.12 is needed, this is %s; name another one: make PYTHON=python3.11 ..." % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet -r $(REQUIREMENTS) -r requirements.txt -r requirements-dev.txt
+	$(VENV)/bin/python -m pip install --quiet $(REQUIREMENTS) -r requirements-dev.txt
 	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
@@ -26,7 +26,7 @@ test-slow: setup
 	$(VENV)/bin/python -m pytest -m slow
 
 test-paddle26:
-	$(MAKE) test VENV=.venv-paddle26 REQUIREMENTS=requirements-paddle26.txt
+	$(MAKE) test VENV=.venv-paddle26 REQUIREMENTS="-r requirements-paddle26.txt -r requirements.txt"
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -174,8 +174,9 @@ def test_every_configuration_of_the_repository_is_valid(repository: Path) -> Non
     assert len(files) >= 4
     for path in files:
         config.load(path)
-        header = path.read_text().splitlines()[:6]
-        assert [line.split(":")[0] for line in header[1:4]] == ["# Command", "# Hardware", "# Expected"], path
+        header = [line for line in path.read_text().splitlines() if line.startswith("# ")]
+        for word in ("Command:", "Hardware:", "Expected:"):
+            assert any(line.startswith(f"# {word}") for line in header), f"{path.name} does not state its {word}"
 
 
 def test_the_micronet_recipes_are_the_published_ones(repository: Path) -> None:
