@@ -1,5 +1,6 @@
 """Layers that two or more backbones share."""
 
+from ppcls_ext.layers.batch_norm import SyncBatchNorm, convert_sync_batchnorm
 from ppcls_ext.layers.grouped_conv import DepthwiseConv2D, PointwiseConv2D
 from ppcls_ext.layers.permute import PermuteChannels, shuffled
 from ppcls_ext.layers.pooling import GlobalMean, global_mean
@@ -10,6 +11,8 @@ __all__ = [
     "GlobalMean",
     "PermuteChannels",
     "PointwiseConv2D",
+    "SyncBatchNorm",
+    "convert_sync_batchnorm",
     "global_mean",
     "make_divisible",
     "require_positive",

@@ -43,7 +43,7 @@ class PermuteChannels(nn.Layer):
         if sorted(order.tolist()) != list(range(len(order))):
             raise ValueError(f"expected every channel of 0 to {len(order) - 1} once, got {order.tolist()}")
         self.order = order.astype(np.int64)
-        # Not buffers: `Layer.to(dtype=...)` would turn them into floating-point numbers, averaged weights into nonsense.
+        # Not buffers: `Layer.to(dtype=...)` would make them floating-point numbers, and averaged weights nonsense.
         self.indices = (paddle.to_tensor(self.order), paddle.to_tensor(np.argsort(self.order)))
 
     def forward(self, x: Tensor) -> Tensor:
