@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+import numpy as np
 import paddle
 
 from ppcls_ext import distributed
@@ -78,3 +80,10 @@ class Precision:
             self.scaler.update()
         else:
             optimizer.step()
+
+    def scaler_state(self) -> dict[str, Any] | None:
+        """The scaler's state in plain types, which `GradScaler.load_state_dict` takes back; None without a scaler."""
+        if self.scaler is None:
+            return None
+        state = self.scaler.state_dict()
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in state.items()}

@@ -47,9 +47,14 @@ def train(config: Config) -> dict[str, float]:
     distributed.watch_failures()
     distributed.start()
     folder = config.output_folder()
-    log = RunLog(folder, config.Global.use_visualdl)
     saved = load_set(Path(config.Global.checkpoints)) if config.Global.checkpoints else None
     seed = choose_seed(config, saved)
+    log = RunLog(folder, config.Global.use_visualdl, fresh=saved is None)
+    if saved is None and (folder / "latest.pdstates").exists():
+        log.warning(
+            f"{folder} holds an earlier run, whose files this one replaces; "
+            f"to go on with that one: -o Global.checkpoints={folder}/latest"
+        )
     log.info(f"seed: {seed}" + ("" if config.Global.seed is not None or saved else " (fresh: Global.seed is not set)"))
     for line in device_lines(config, device):
         log.info(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,8 +23,11 @@ METRICS_FILE = "metrics.jsonl"
 class RunLog:
     """The voice of a run. On ranks other than 0 every method is silent."""
 
-    def __init__(self, folder: Path | None = None, visualdl: bool = False, file_name: str = "train.log") -> None:
-        """Lines go to the terminal and, with a `folder`, to `<folder>/<file_name>`, appended."""
+    def __init__(self, folder: Path | None = None, visualdl: bool = False, fresh: bool = False) -> None:
+        """Lines go to the terminal and, with a `folder`, to `<folder>/train.log`, appended.
+
+        A `fresh` run does not go on with the records of an earlier one in the same folder.
+        """
         self._speaks = distributed.rank() == 0
         self._console = Console(soft_wrap=True, highlight=False, markup=False)
         self._progress: Progress | None = None
@@ -31,7 +35,10 @@ class RunLog:
         self._file = self._scalars = None
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._folder / file_name, "a", encoding="utf-8")
+            self._file = open(self._folder / "train.log", "a", encoding="utf-8")
+            if fresh:
+                (self._folder / METRICS_FILE).unlink(missing_ok=True)
+                shutil.rmtree(self._folder / "vdl", ignore_errors=True)
             if visualdl:
                 from visualdl import LogWriter
 

@@ -248,7 +248,7 @@ def states_of(run: Run) -> dict[str, Any]:
     return {
         **asdict(run.position),
         "seed": run.seed,
-        "scaler": run.precision.scaler.state_dict() if run.precision.scaler else None,
+        "scaler": run.precision.scaler_state(),
         "plan": plan_of(run),
     }
 
