@@ -53,7 +53,20 @@ def test_overrides_reach_into_lists_and_may_hold_equal_signs(write_config: Write
     assert loaded.DataLoader.Train.dataset.arguments["transform_ops"][1] == {"RandCropImage": {"size": 48}}
     assert loaded.Global.output_dir == "runs/a=b"
     assert loaded.EMA.decay == 0.9
+
+
+def test_an_override_without_a_value_takes_the_key_out(write_config: Write) -> None:
+    path = write_config()
     assert config.load(path, ["Global.seed="]).Global.seed is None
+    ops = config.load(path, ["DataLoader.Train.dataset.transform_ops.2="]).DataLoader.Train.dataset.arguments[
+        "transform_ops"
+    ]
+    assert [next(iter(op)) for op in ops] == ["DecodeImage", "RandCropImage", "NormalizeImage"]
+    swapped = ["DataLoader.Eval.dataset.name=ImageNetDataset", "DataLoader.Eval.dataset.cls_label_path=val.txt"]
+    assert config.load(path, swapped).DataLoader.Eval.dataset.name == "ImageNetDataset"
+    back = [*swapped, "DataLoader.Eval.dataset.name=ClassFolderDataset", "DataLoader.Eval.dataset.cls_label_path="]
+    assert config.load(path, back).DataLoader.Eval.dataset.name == "ClassFolderDataset"
+    assert "Global.sed: unknown key. Did you mean 'seed'?" in refusal(path, "Global.sed=")
 
 
 def test_an_override_is_never_evaluated(write_config: Write, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _override(raw: dict[str, Any], text: str) -> None:
-    """Apply one `a.b.1.c=value` to the raw mapping, in place."""
+    """Apply one `a.b.1.c=value` to the raw mapping, in place; without a value the key, or list item, is taken out."""
     path, equals, value = text.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
@@ -104,13 +104,16 @@ def _override(raw: dict[str, Any], text: str) -> None:
             slot: Any = int(key)
         elif isinstance(here, dict):
             slot = key
+            new = key not in here
             here.setdefault(key, None)
         else:
             parent = ".".join(keys[:depth])
             raise Refused(f"-o {text}: {parent} is {here!r}, not a section; set the whole with -o {parent}=...")
-        if last:
-            here[slot] = read_yaml(value, f"-o {path}") if value.strip() else None
-        else:
+        if last and value.strip():
+            here[slot] = read_yaml(value, f"-o {path}")
+        elif last and not (isinstance(here, dict) and new):  # a key that was not there stays, to be refused by name
+            del here[slot]
+        elif not last:
             if here[slot] is None:
                 here[slot] = {}
             here = here[slot]
