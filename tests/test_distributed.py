@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from conftest import EVAL_OPS, REPOSITORY, run_tool, small_config
+
 from ppcls_ext.checkpoint import load_set
 
 # A script for the launcher: what the tests of one process do in a function, these do in here.
@@ -94,7 +94,8 @@ def test_an_evaluation_on_two_processes_counts_every_image_once(trained: Path, t
     results = []
     for processes in (1, 2):
         done = run_tool(
-            "tools/eval.py", "-c", trained.parent / "config.yaml", "-o", f"Global.pretrained_model={trained}/best_model",
+            "tools/eval.py", "-c", trained.parent / "config.yaml",
+            "-o", f"Global.pretrained_model={trained}/best_model",
             "DataLoader.Eval.sampler.batch_size=4", processes=processes, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, shown(done)[-3000:]
