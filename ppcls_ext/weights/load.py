@@ -64,8 +64,7 @@ def load_weights(model: nn.Layer, path: str | Path, strict: bool = True, replace
     left = {*report.missing, *report.fresh_head, *(text.split(":")[0] for text in report.mismatched)}
     for name, target in network.items():
         if name not in left:
-            # contiguous and writable: what was read may be a view of the file's bytes
-            target.set_value(paddle.to_tensor(np.array(tensors[name], order="C")).astype(target.dtype))
+            target.set_value(_as_tensor(tensors[name], target.dtype))
     return report
 
 
@@ -75,6 +74,12 @@ def head_names(model: nn.Layer, names: Mapping[str, object]) -> list[str]:
         return []
     prefixes = tuple(dict(model.layer_groups())["head"])
     return [name for name in names if name.startswith(prefixes)]
+
+
+def _as_tensor(array: np.ndarray, dtype: paddle.dtype) -> Tensor:
+    """A copy of what may be a view of the file's bytes, transposed, of another precision or byte order."""
+    widest = np.int64 if array.dtype.kind != "f" else np.float64 if dtype == paddle.float64 else np.float32
+    return paddle.to_tensor(np.array(array, dtype=widest, order="C")).astype(dtype)
 
 
 def _in_paddle_form(tensors: dict[str, np.ndarray], path: Path, model: nn.Layer) -> dict[str, np.ndarray]:
@@ -113,7 +118,7 @@ def _compare(
 def _misfit(target: Tensor, array: np.ndarray) -> str | None:
     if tuple(target.shape) != array.shape:
         return f"{array.shape} in the file, {tuple(target.shape)} in the network"
-    if target.is_floating_point() and array.dtype.kind != "f":
+    if array.dtype.kind not in ("f" if target.is_floating_point() else "iub"):
         return f"{array.dtype} in the file, {str(target.dtype).removeprefix('paddle.')} in the network"
     return None
 
