@@ -100,7 +100,7 @@ def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Check
     network = build_network(config, dataset.num_classes)
     refuse_batches_of_one(network, plan)
     if saved is None and options.pretrained_model is not None:
-        report = load_weights(network, options.pretrained_model, strict=False)
+        report = load_weights(network, options.pretrained_model, replace_head=True)
         log.info(report.summary())
     optimizer = build_optimizer(config.Optimizer, network)
     average = WeightAverage(network, config.EMA.decay, config.EMA.warmup) if config.EMA else None
