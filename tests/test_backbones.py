@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
+from networks import SMALL, all_params, published_params
 from paddle import nn
 
 from ppcls_ext import create_model, list_models
@@ -23,11 +25,7 @@ from ppcls_ext.models import table
 from ppcls_ext.registry import BACKBONES
 
 NAMES = list_models()
-SMALL_ROWS = [
-    [2, 1, 8, 3, 2, 2, 0, 4, 8, 2, 2, 2, 0, 1, 1],
-    [2, 2, 8, 3, 1, 2, 4, 4, 8, 4, 4, 2, 2, 1, 1],
-    [1, 1, 16, 3, 1, 2, 4, 4, 0, 0, 0, 2, 2, 1, 1],
-]
+SMALL_ROWS = SMALL["MicroNet"]["rows"]
 
 
 def images(n: int = 2, channels: int = 3, height: int = 64, width: int = 64) -> paddle.Tensor:
@@ -80,9 +78,16 @@ def multiply_adds(network: nn.Layer) -> Iterator[list[int]]:
         each.remove()
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=published_params())
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(params=all_params())
+def build(request: pytest.FixtureRequest) -> Callable[..., nn.Layer]:
+    """build(num_classes=...) -> a network, of every published name and of a small member of every family."""
+    name, arguments = request.param
+    return partial(create_model, name, **arguments)
 
 
 def test_parameters_and_multiply_adds_are_the_published_ones(name: str) -> None:
@@ -95,8 +100,8 @@ def test_parameters_and_multiply_adds_are_the_published_ones(name: str) -> None:
     assert sum(counts) == known.macs
 
 
-def test_shapes_are_what_the_network_says(name: str) -> None:
-    network = lively(create_model(name, num_classes=7))
+def test_shapes_are_what_the_network_says(build: Callable[..., nn.Layer]) -> None:
+    network = lively(build(num_classes=7))
     network.eval()
     x = images(2, 3, 65, 97)
     features = network.forward_features(x)
@@ -106,11 +111,14 @@ def test_shapes_are_what_the_network_says(name: str) -> None:
     stages = network.forward_stages(x)
     np.testing.assert_array_equal(stages[-1].numpy(), features.numpy())
     for stage, channels, stride in zip(stages, network.stage_channels, network.stage_strides, strict=True):
-        assert stage.shape == [2, channels, -(-65 // stride), -(-97 // stride)]
+        assert stage.shape[:2] == [2, channels]
+        # half of 65 is 33 for most and 32 for poolings without padding
+        for size, side in zip((65, 97), stage.shape[2:]):
+            assert size // stride <= side <= -(-size // stride)
 
 
-def test_gradients_reach_every_trainable_parameter(name: str) -> None:
-    network = lively(create_model(name, num_classes=7))
+def test_gradients_reach_every_trainable_parameter(build: Callable[..., nn.Layer]) -> None:
+    network = lively(build(num_classes=7))
     network.train()
     logits = network(images(4))
     (logits * images(4, 7, 1, 1).flatten(1)).sum().backward()
@@ -118,17 +126,17 @@ def test_gradients_reach_every_trainable_parameter(name: str) -> None:
     assert not without
 
 
-def test_a_sample_does_not_depend_on_its_batch_in_evaluation(name: str) -> None:
-    network = lively(create_model(name, num_classes=7))
+def test_a_sample_does_not_depend_on_its_batch_in_evaluation(build: Callable[..., nn.Layer]) -> None:
+    network = lively(build(num_classes=7))
     network.eval()
     x = images(5)
     together, alone = network(x).numpy(), network(x[2:3]).numpy()
     np.testing.assert_allclose(alone[0], together[2], rtol=0, atol=1e-5 * np.abs(together).max())
-    assert np.abs(together[0] - together[1]).max() > 1e-2
+    assert np.abs(together[0] - together[1]).max() > 1e-2 * np.abs(together).max()
 
 
-def test_the_exported_graph_computes_what_the_network_computes(name: str, tmp_path: Path) -> None:
-    network = lively(create_model(name, num_classes=7))
+def test_the_exported_graph_computes_what_the_network_computes(build: Callable[..., nn.Layer], tmp_path: Path) -> None:
+    network = lively(build(num_classes=7))
     network.eval()
     shape = paddle.static.InputSpec([None, 3, None, None], "float32")
     paddle.jit.save(network, str(tmp_path / "graph"), input_spec=[shape])
@@ -140,23 +148,23 @@ def test_the_exported_graph_computes_what_the_network_computes(name: str, tmp_pa
 
 
 @pytest.mark.parametrize("channels", [1, 5])
-def test_images_may_have_any_number_of_channels(name: str, channels: int) -> None:
-    network = create_model(name, num_classes=7, in_channels=channels)
+def test_images_may_have_any_number_of_channels(build: Callable[..., nn.Layer], channels: int) -> None:
+    network = build(num_classes=7, in_channels=channels)
     network.eval()
     assert network(images(2, channels)).shape == [2, 7]
 
 
 @pytest.mark.parametrize("classes", [1, 2, 21841])
-def test_any_number_of_classes_changes_the_head_alone(name: str, classes: int) -> None:
-    shapes = {key: tuple(tensor.shape) for key, tensor in create_model(name).state_dict().items()}
-    network = create_model(name, num_classes=classes)
+def test_any_number_of_classes_changes_the_head_alone(build: Callable[..., nn.Layer], classes: int) -> None:
+    shapes = {key: tuple(tensor.shape) for key, tensor in build().state_dict().items()}
+    network = build(num_classes=classes)
     head = tuple(dict(network.layer_groups())["head"])
     changed = {key for key, tensor in network.state_dict().items() if tuple(tensor.shape) != shapes[key]}
     assert changed and all(key.startswith(head) for key in changed)
 
 
-def test_layer_groups_hold_every_parameter_once(name: str) -> None:
-    network = create_model(name, num_classes=7)
+def test_layer_groups_hold_every_parameter_once(build: Callable[..., nn.Layer]) -> None:
+    network = build(num_classes=7)
     groups = network.layer_groups()
     assert len({group for group, _ in groups}) == len(groups)
     assert groups[-1][0] == "head"
@@ -166,16 +174,16 @@ def test_layer_groups_hold_every_parameter_once(name: str) -> None:
 
 @pytest.mark.parametrize("argument", ["num_classes", "in_channels"])
 @pytest.mark.parametrize("value", [0, -3])
-def test_a_count_below_one_is_refused(name: str, argument: str, value: int) -> None:
+def test_a_count_below_one_is_refused(build: Callable[..., nn.Layer], argument: str, value: int) -> None:
     with pytest.raises(Refused, match=f"{argument}: expected a whole number above 0, got {value}"):
-        create_model(name, **{argument: value})
+        build(**{argument: value})
 
 
-def test_two_networks_of_one_family_live_side_by_side(name: str) -> None:
+def test_two_networks_of_one_family_live_side_by_side(build: Callable[..., nn.Layer]) -> None:
     paddle.seed(4)
-    first = create_model(name, num_classes=7)
+    first = build(num_classes=7)
     paddle.seed(4)
-    second = create_model(name, num_classes=7)
+    second = build(num_classes=7)
     mine, other = first.state_dict(), second.state_dict()
     assert list(mine) == list(other)
     for key in mine:
@@ -185,8 +193,8 @@ def test_two_networks_of_one_family_live_side_by_side(name: str) -> None:
     assert any(np.any(mine[key].numpy() != other[key].numpy()) for key in mine)
 
 
-def test_a_copy_is_independent(name: str) -> None:
-    network = lively(create_model(name, num_classes=7))
+def test_a_copy_is_independent(build: Callable[..., nn.Layer]) -> None:
+    network = lively(build(num_classes=7))
     twin = copy.deepcopy(network)
     for each in (network, twin):
         each.eval()
@@ -196,8 +204,8 @@ def test_a_copy_is_independent(name: str) -> None:
     np.testing.assert_array_equal(network(images()).numpy(), before)
 
 
-def test_the_state_dict_holds_floating_point_numbers_alone(name: str) -> None:
-    assert {str(tensor.dtype) for tensor in create_model(name).state_dict().values()} == {"paddle.float32"}
+def test_the_state_dict_holds_floating_point_numbers_alone(build: Callable[..., nn.Layer]) -> None:
+    assert {str(tensor.dtype) for tensor in build().state_dict().values()} == {"paddle.float32"}
 
 
 # ------------------------------------------------------------------------------------------------ by name
@@ -315,5 +323,5 @@ def test_initial_weights_are_the_releases() -> None:
                 assert float(layer.weight.std()) == pytest.approx(0.01, rel=0.1)
 
 
-def test_every_builder_is_registered_under_a_published_or_generic_name() -> None:
-    assert set(NAMES) | {"MicroNet"} == set(BACKBONES)
+def test_every_builder_is_published_or_has_a_small_member_here() -> None:
+    assert set(NAMES) | set(SMALL) == set(BACKBONES)

@@ -13,8 +13,9 @@ from typing import Any
 
 import paddle
 import pytest
+from networks import size_marks
 from parity import compare
-from parity.fixture import Fixture, load_compact, load_full, reference_weights
+from parity.fixture import FOLDER, Fixture, load_compact, load_full, reference_weights
 from safetensors.numpy import save_file
 
 from ppcls_ext import create_model, load_weights
@@ -45,21 +46,39 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=["small copy", "shared"], scope="module")
-def source(request: pytest.FixtureRequest) -> str:
-    if request.param == "shared" and not SHARED.is_dir():
-        pytest.skip(f"the whole fixtures are not beside the repository ({SHARED})")
-    return request.param
+SMALL_COPY, WHOLE = "small copy", "shared"
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case.variant)
-def case(request: pytest.FixtureRequest) -> Case:
+def case_params() -> list[Any]:
+    """Every case with its whole fixture, and with its small copy if there is one."""
+    copies = {path.stem for path in FOLDER.glob("*.npz")}
+    assert copies <= {case.variant for case in CASES}
+    return [
+        pytest.param((case, source), marks=size_marks(case.model), id=f"{case.variant}-{source}")
+        for case in CASES
+        for source in (SMALL_COPY, WHOLE)
+        if source == WHOLE or case.variant in copies
+    ]
+
+
+@pytest.fixture(params=case_params())
+def case_and_source(request: pytest.FixtureRequest) -> tuple[Case, str]:
     return request.param
 
 
 @pytest.fixture
-def expected(case: Case, source: str) -> Fixture:
-    return load_compact(case.variant) if source == "small copy" else load_full(SHARED / f"{case.fixture}.json")
+def case(case_and_source: tuple[Case, str]) -> Case:
+    return case_and_source[0]
+
+
+@pytest.fixture
+def expected(case_and_source: tuple[Case, str]) -> Fixture:
+    case, source = case_and_source
+    if source == SMALL_COPY:
+        return load_compact(case.variant)
+    if not SHARED.is_dir():
+        pytest.skip(f"the whole fixtures are not beside the repository ({SHARED})")
+    return load_full(SHARED / f"{case.fixture}.json")
 
 
 @pytest.fixture

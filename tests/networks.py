@@ -1,0 +1,42 @@
+"""Which networks the tests run over: what is small by default, what is large with `-m slow`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ppcls_ext.backbones import facts, published_names
+
+# A published network with more parameters than this takes minutes in the tests of every network.
+LARGE = 12_000_000
+
+# The generic builder of each family -> the arguments of a member that takes a second: what stands for the family in
+# the default run.
+SMALL: dict[str, dict[str, Any]] = {
+    "MicroNet": {
+        "rows": [
+            [2, 1, 8, 3, 2, 2, 0, 4, 8, 2, 2, 2, 0, 1, 1],
+            [2, 2, 8, 3, 1, 2, 4, 4, 8, 4, 4, 2, 2, 1, 1],
+            [1, 1, 16, 3, 1, 2, 4, 4, 0, 0, 0, 2, 2, 1, 1],
+        ],
+        "stem_groups": [2, 2],
+        "width": 24,
+    },
+}
+
+
+def size_marks(name: str) -> list[pytest.MarkDecorator]:
+    """The marks of a test of the published network `name`: `slow` for a large one."""
+    return [pytest.mark.slow] if facts(name).params > LARGE else []
+
+
+def published_params() -> list[Any]:
+    """The names of the published networks, for `pytest.fixture(params=...)`."""
+    return [pytest.param(name, marks=size_marks(name), id=name) for name in published_names()]
+
+
+def all_params() -> list[Any]:
+    """(name, arguments) of every small member and of every published network, for `pytest.fixture(params=...)`."""
+    small = [pytest.param((name, arguments), id=f"small {name}") for name, arguments in SMALL.items()]
+    return small + [pytest.param((name, {}), marks=size_marks(name), id=name) for name in published_names()]
