@@ -49,11 +49,13 @@ class Precision:
         amp = config.AMP
         self.enabled = amp.use_amp and paddle.get_device().startswith("gpu")
         self.options = dict(level=amp.level, dtype=amp.dtype, use_promote=amp.use_promote)
+        self.in_evaluation = amp.use_fp16_test or amp.level == "O2"
         self.scaler = None
         if not self.enabled:
             return
         if amp.level == "O2":
-            paddle.amp.decorate(network, optimizer, level="O2", dtype=amp.dtype, save_dtype="float32")
+            # Without save_dtype: with it state_dict() gives copies, into which nothing could be loaded.
+            paddle.amp.decorate(network, optimizer, level="O2", dtype=amp.dtype)
         if amp.dtype == "float16":  # bfloat16 has float32's range and needs no scaling
             self.scaler = paddle.amp.GradScaler(
                 init_loss_scaling=amp.scale_loss, use_dynamic_loss_scaling=amp.use_dynamic_loss_scaling
@@ -62,6 +64,10 @@ class Precision:
     def autocast(self) -> AbstractContextManager:
         """Half precision inside, where it is enabled."""
         return paddle.amp.auto_cast(**self.options) if self.enabled else nullcontext()
+
+    def evaluation(self) -> AbstractContextManager:
+        """As `autocast` where `AMP.use_fp16_test` asks for it, and at O2, whose weights are in half precision."""
+        return self.autocast() if self.in_evaluation else nullcontext()
 
     def backward(self, loss: paddle.Tensor) -> None:
         """Gradients of the (scaled) loss."""

@@ -253,9 +253,16 @@ def evaluate_and_keep_best(run: Run) -> bool:
 
 def evaluate_split(run: Run) -> dict[str, float] | None:
     """The evaluation split with the network as it is; None when the run was asked to stop."""
-    autocast = run.precision.autocast if run.config.AMP.use_fp16_test else nullcontext
     losses, metrics = eval_losses(run.config), eval_metrics(run.config)
-    return evaluate(run.network, run.eval_loader, losses, metrics, run.log, autocast, lambda: run.asked_to_stop != 0)
+    return evaluate(
+        run.network,
+        run.eval_loader,
+        losses,
+        metrics,
+        run.log,
+        autocast=run.precision.evaluation,
+        asked_to_stop=lambda: run.asked_to_stop != 0,
+    )
 
 
 def selection_metric(result: dict[str, float]) -> str:

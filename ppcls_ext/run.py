@@ -32,7 +32,7 @@ from ppcls_ext.log import RunLog
 from ppcls_ext.optim import WeightAverage, build_optimizer, load_optimizer_state, optimizer_state
 from ppcls_ext.registry import BACKBONES, DATASETS, LOSSES, METRICS, SAMPLERS, SCHEDULES
 from ppcls_ext.report.curves import draw_curves
-from ppcls_ext.weights import load_weights
+from ppcls_ext.weights import load_weights, state_arrays
 
 CLASS_MAP_FILE = "class_map.txt"
 
@@ -229,7 +229,7 @@ def save(run: Run, name: str) -> None:
     equalise(run)
     tensors: dict[str, dict[str, np.ndarray]] = {}
     if distributed.rank() == 0:
-        weights = {key: tensor.numpy() for key, tensor in run.network.state_dict().items()}
+        weights = state_arrays(run.network)
         averaged = {**weights, **run.average.state()} if run.average is not None else {}
         if name == "best_model_ema":  # for use, not for taking up
             tensors[".pdparams"] = averaged

@@ -21,6 +21,7 @@ from ppcls_ext.metrics import TopkAcc
 from ppcls_ext.optim import WeightAverage, build_optimizer, clip_by_global_norm
 from ppcls_ext.optim.optimizers import decays
 from ppcls_ext.registry import SCHEDULES
+from ppcls_ext.weights import state_arrays
 
 Write = Callable[..., Path]
 
@@ -345,3 +346,18 @@ def test_skipped_images_are_counted_and_listed_at_the_end(write_config: Write, t
     folder = train(path, "DataLoader.Train.dataset.unreadable=skip", "Global.epochs=1")
     log = (folder / "train.log").read_text()
     assert "Train: 1 images could not be read and were left out" in log and "class_1/3.png" in log
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_network_in_half_precision_is_averaged_and_saved_in_float32(dtype: str) -> None:
+    layer = paddle.nn.Linear(2, 2)
+    layer.to(dtype=dtype)
+    average = WeightAverage(layer, decay=0.9, warmup=False)
+    start = average.state()["weight"]
+    layer.weight.set_value(paddle.full([2, 2], 2.0).astype(dtype))
+    average.update(0)
+    np.testing.assert_allclose(average.state()["weight"], 0.9 * start + 0.2, rtol=1e-6)
+    with average.applied():
+        assert str(layer.weight.dtype).endswith(dtype)
+    arrays = state_arrays(layer)
+    assert arrays["weight"].dtype == np.float32 and (arrays["weight"] == 2.0).all()

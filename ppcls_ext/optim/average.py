@@ -19,15 +19,16 @@ class WeightAverage:
     def __init__(self, network: paddle.nn.Layer, decay: float, warmup: bool) -> None:
         self.decay = decay
         self.warmup = warmup
-        self._tensors = {name: t for name, t in network.state_dict().items() if t.dtype == paddle.float32}
-        self.shadow = {name: tensor.detach().clone() for name, tensor in self._tensors.items()}
+        self._tensors = {name: tensor for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
+        # float32 whatever the network's type: in half precision (1 - d) * weight would be lost in the rounding
+        self.shadow = {name: tensor.detach().astype("float32").clone() for name, tensor in self._tensors.items()}
 
     @paddle.no_grad()
     def update(self, step: int) -> None:
         """Follow the weights after optimizer step `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         for name, tensor in self._tensors.items():
-            self.shadow[name].set_value(self.shadow[name] * decay + tensor * (1 - decay))
+            self.shadow[name].set_value(self.shadow[name] * decay + tensor.astype("float32") * (1 - decay))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -42,7 +43,7 @@ class WeightAverage:
     @paddle.no_grad()
     def _give(self, values: dict[str, paddle.Tensor]) -> None:
         for name, tensor in self._tensors.items():
-            tensor.set_value(values[name])
+            tensor.set_value(values[name].astype(tensor.dtype))
 
     def state(self) -> dict[str, np.ndarray]:
         """The shadow as arrays, under the network's names."""

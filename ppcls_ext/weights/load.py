@@ -68,6 +68,14 @@ def load_weights(model: nn.Layer, path: str | Path, strict: bool = True, replace
     return report
 
 
+def state_arrays(network: nn.Layer) -> dict[str, np.ndarray]:
+    """The network's tensors as arrays by name, those in half precision as float32: what a weights file holds."""
+    return {
+        name: (tensor.astype("float32") if tensor.is_floating_point() else tensor).numpy()
+        for name, tensor in network.state_dict().items()
+    }
+
+
 def head_names(model: nn.Layer, names: Mapping[str, object]) -> list[str]:
     """The tensors of the classifier that depend on the number of classes: the network's layer group "head"."""
     if not hasattr(model, "layer_groups"):
