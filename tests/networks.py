@@ -11,6 +11,13 @@ from ppcls_ext.backbones import facts, published_names
 # A published network with more parameters than this takes minutes in the tests of every network.
 LARGE = 12_000_000
 
+# Published networks that differ from a quicker one of their family in sizes alone: slow too, but for their counts.
+REPEATED = frozenset(
+    {
+        *(f"ShuffleNetV2_{size}" for size in ("x0_33", "x0_5", "x1_0", "x1_5", "x2_0", "swish")),
+    }
+)
+
 # The generic builder of each family -> the arguments of a member that takes a second: what stands for the family in
 # the default run.
 SMALL: dict[str, dict[str, Any]] = {
@@ -23,17 +30,21 @@ SMALL: dict[str, dict[str, Any]] = {
         "stem_groups": [2, 2],
         "width": 24,
     },
+    "ShuffleNetV2": {"widths": [8, 16, 24, 32], "depths": [2, 1]},
 }
 
 
 def size_marks(name: str) -> list[pytest.MarkDecorator]:
-    """The marks of a test of the published network `name`: `slow` for a large one."""
-    return [pytest.mark.slow] if facts(name).params > LARGE else []
+    """The marks of a test of the published network `name`: `slow` for a large or repeated one."""
+    return [pytest.mark.slow] if facts(name).params > LARGE or name in REPEATED else []
 
 
 def published_params() -> list[Any]:
-    """The names of the published networks, for `pytest.fixture(params=...)`."""
-    return [pytest.param(name, marks=size_marks(name), id=name) for name in published_names()]
+    """The names of the published networks, repeated ones too, for `pytest.fixture(params=...)`."""
+    large = {name for name in published_names() if facts(name).params > LARGE}
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if name in large else [], id=name) for name in published_names()
+    ]
 
 
 def all_params() -> list[Any]:

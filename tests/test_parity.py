@@ -33,6 +33,7 @@ class Case:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     logits: float = 2e-4
     stage_names: Mapping[str, str] = field(default_factory=dict)
+    share_off: float = 0.02  # of the float32 gradients: those that one ReLU takes with it, on the other side of zero
 
     @property
     def variant(self) -> str:
@@ -43,6 +44,12 @@ CASES = [
     Case("micronet/micronet_m0", "MicroNet_M0", {"dropout": 0.0}),
     Case("micronet/micronet_m2", "MicroNet_M2", {"dropout": 0.0}),
     Case("micronet/micronet_m3", "MicroNet_M3", {"dropout": 0.0}, logits=5e-4),
+    Case("shufflenetv2/shufflenetv2_x0_25", "ShuffleNetV2_x0_25", share_off=0.1),
+    Case("shufflenetv2/shufflenetv2_x0_33", "ShuffleNetV2_x0_33"),
+    Case("shufflenetv2/shufflenetv2_x0_5", "ShuffleNetV2_x0_5"),
+    Case("shufflenetv2/shufflenetv2_x1_0", "ShuffleNetV2_x1_0"),
+    Case("shufflenetv2/shufflenetv2_x2_0", "ShuffleNetV2_x2_0"),
+    Case("resnet/resnet50", "ResNet50"),
 ]
 
 
@@ -126,7 +133,7 @@ def test_a_training_step_is_the_references(network: paddle.nn.Layer, expected: F
     # A maximum of two numbers that are equal to within rounding may fall on either side, and takes a few gradients
     # with it (MicroNet-M0 has one pair that is 5e-8 apart); the test in float64 knows no such pairs.
     off = {name: difference for name, difference in step.gradients.items() if difference > 5e-3}
-    assert len(off) <= 0.02 * len(step.gradients) and max(off.values(), default=0.0) <= 2e-2, off
+    assert len(off) <= case.share_off * len(step.gradients) and max(off.values(), default=0.0) <= 2e-2, off
 
 
 def test_a_training_step_in_float64_is_the_references(network: paddle.nn.Layer, expected: Fixture, case: Case) -> None:
