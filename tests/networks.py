@@ -31,6 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "width": 24,
     },
     "ShuffleNetV2": {"widths": [8, 16, 24, 32], "depths": [2, 1]},
+    "ResNeXt": {"depths": [1, 2, 1], "groups": 4, "base_width": 16, "width": 16, "vd": True},
 }
 
 

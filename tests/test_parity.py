@@ -49,7 +49,13 @@ CASES = [
     Case("shufflenetv2/shufflenetv2_x0_5", "ShuffleNetV2_x0_5"),
     Case("shufflenetv2/shufflenetv2_x1_0", "ShuffleNetV2_x1_0"),
     Case("shufflenetv2/shufflenetv2_x2_0", "ShuffleNetV2_x2_0"),
+    Case("resnext/resnext50_32x4d", "ResNeXt50_32x4d"),
+    Case("resnext/resnext101_32x4d", "ResNeXt101_32x4d"),
+    Case("resnext/resnext101_32x8d", "ResNeXt101_32x8d"),
+    Case("resnext/resnext152_64x4d", "ResNeXt152_64x4d"),
     Case("resnet/resnet50", "ResNet50"),
+    Case("replknet/replknet_31b", "RepLKNet_31B", {"drop_path": 0.0}),
+    Case("replknet/replknet_xl", "RepLKNet_XL"),
 ]
 
 
