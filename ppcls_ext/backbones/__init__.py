@@ -3,7 +3,6 @@
 from ppcls_ext.backbones import micronet as micronet
 from ppcls_ext.backbones import resnext as resnext
 from ppcls_ext.backbones import shufflenet_v2 as shufflenet_v2
-from ppcls_ext.backbones import replknet as replknet
 from ppcls_ext.backbones.published import Facts, facts, published_names
 
 __all__ = ["Facts", "facts", "published_names"]
