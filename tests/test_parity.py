@@ -54,6 +54,8 @@ CASES = [
     Case("resnext/resnext101_32x8d", "ResNeXt101_32x8d"),
     Case("resnext/resnext152_64x4d", "ResNeXt152_64x4d"),
     Case("resnet/resnet50", "ResNet50"),
+    Case("replknet/replknet_31b", "RepLKNet_31B", {"drop_path": 0.0}),
+    Case("replknet/replknet_xl", "RepLKNet_XL"),
 ]
 
 

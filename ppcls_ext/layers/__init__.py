@@ -1,6 +1,8 @@
 """Layers that two or more backbones share."""
 
 from ppcls_ext.layers.batch_norm import SyncBatchNorm, convert_sync_batchnorm
+from ppcls_ext.layers.checkpointing import checkpointed
+from ppcls_ext.layers.drop_path import DropPath, drop_path_rates, require_rate
 from ppcls_ext.layers.grouped_conv import DepthwiseConv2D, PointwiseConv2D
 from ppcls_ext.layers.initial import fill_convolutions, fill_like_pytorch
 from ppcls_ext.layers.permute import PermuteChannels, shuffled
@@ -9,15 +11,19 @@ from ppcls_ext.layers.sizes import make_divisible, require_positive
 
 __all__ = [
     "DepthwiseConv2D",
+    "DropPath",
     "GlobalMean",
     "PermuteChannels",
     "PointwiseConv2D",
     "SyncBatchNorm",
+    "checkpointed",
     "convert_sync_batchnorm",
+    "drop_path_rates",
     "fill_convolutions",
     "fill_like_pytorch",
     "global_mean",
     "make_divisible",
     "require_positive",
+    "require_rate",
     "shuffled",
 ]

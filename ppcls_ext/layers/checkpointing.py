@@ -1,0 +1,48 @@
+"""Gradient checkpointing (Chen et al., arXiv 1604.06174): memory for time.
+
+A block keeps its input alone and is computed once more when gradients are asked for: with the same random numbers, and
+without counting the batch a second time in the running statistics of its batch norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import paddle
+from paddle import Tensor, nn
+
+from ppcls_ext.layers.batch_norm import SyncBatchNorm
+
+
+def checkpointed(block: nn.Layer, x: Tensor, enable: bool = True) -> Tensor:
+    """block(x); in training, with `enable`, nothing but x is kept for the gradients."""
+    if not (enable and block.training and paddle.in_dynamic_mode() and paddle.is_grad_enabled()):
+        return block(x)
+    from paddle.distributed.fleet.utils import recompute
+
+    def run(x: Tensor) -> Tensor:
+        if not paddle.is_grad_enabled():  # the first time
+            return block(x)
+        with _statistics_kept(block):
+            return block(x)
+
+    return recompute(run, x)
+
+
+@contextmanager
+def _statistics_kept(block: nn.Layer) -> Iterator[None]:
+    """Batch norms normalise by the batch and leave their running statistics as they are."""
+    norms = [
+        (layer, "momentum" if isinstance(layer, SyncBatchNorm) else "_momentum")
+        for layer in block.sublayers(include_self=True)
+        if isinstance(layer, (nn.BatchNorm1D, nn.BatchNorm2D, nn.SyncBatchNorm, SyncBatchNorm))
+    ]
+    before = [vars(layer)[name] for layer, name in norms]
+    for layer, name in norms:
+        setattr(layer, name, 1.0)
+    try:
+        yield
+    finally:
+        for (layer, name), momentum in zip(norms, before):
+            setattr(layer, name, momentum)
