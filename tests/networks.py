@@ -33,6 +33,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "ShuffleNetV2": {"widths": [8, 16, 24, 32], "depths": [2, 1]},
     "ResNeXt": {"depths": [1, 2, 1], "groups": 4, "base_width": 16, "width": 16, "vd": True},
     "RepLKNet": {"kernels": [13, 7, 5], "depths": [1, 2, 1], "channels": [16, 16, 24], "small_kernel": 3},
+    "ResNetV2": {"depths": [1, 2, 1], "width": 8},
+    "VGG": {"depths": [1, 2], "widths": [8, 16], "batch_norm": True, "hidden": 24, "pooled": 3},
+    "DenseNet": {"depths": [2, 3], "growth": 8, "width": 12, "bottleneck": 2},
 }
 
 

@@ -56,6 +56,9 @@ CASES = [
     Case("resnet/resnet50", "ResNet50"),
     Case("replknet/replknet_31b", "RepLKNet_31B", {"drop_path": 0.0}),
     Case("replknet/replknet_xl", "RepLKNet_XL"),
+    Case("resnet/resnetv2_50", "ResNetV2_50", stage_names={"norm": "act"}),
+    Case("vgg/vgg16", "VGG16", {"dropout": 0.0}),
+    Case("densenet/densenet121", "DenseNet121"),
 ]
 
 
