@@ -135,6 +135,8 @@ def test_a_training_step_is_the_references(network: paddle.nn.Layer, expected: F
     if "train" not in expected.facts:
         pytest.skip(f"{case.variant} was not trained by its reference")
     step = compare.training_step(expected, network, our_names(expected, network))
+    worst = max(step.gradients.values())
+    print(case.variant, "train", step.loss, step.logits, worst, step.gradient_sums, step.statistics)
     assert step.loss <= 1e-4
     assert step.logits <= case.logits
     assert step.gradient_sums <= 1e-2
@@ -149,5 +151,6 @@ def test_a_training_step_in_float64_is_the_references(network: paddle.nn.Layer, 
     if "train" not in expected.facts:
         pytest.skip(f"{case.variant} was not trained by its reference")
     loss, gradients = compare.training_step_in_float64(expected, network, our_names(expected, network))
+    print(case.variant, "train in float64", loss, max(gradients.values()))
     assert loss <= 1e-6
     assert max(gradients.values()) <= 1e-4
