@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ppcls_ext import cli
@@ -13,26 +12,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="the folder that tools/export_model.py wrote")
     parser.add_argument("images", nargs="+", help="image files, folders, or .txt lists of paths")
-    parser.add_argument("--batch-size", type=int, default=10)
-    parser.add_argument("--topk", type=int, default=None, help="how many classes to name (default: as exported)")
+    parser.add_argument("--batch-size", type=cli.positive, default=10)
+    parser.add_argument("--topk", type=cli.positive, default=None, help="classes to name (default: as exported)")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the CPU's mathematics")
+    parser.add_argument("--threads", type=cli.positive, default=1, help="threads of the CPU's mathematics")
     arguments = parser.parse_args()
-    from ppcls_ext.prediction import find_images, predict_files
+    from ppcls_ext.prediction import find_images, predict_files, print_answers
     from ppcls_ext.served import ServedModel
 
     served = ServedModel(arguments.model, arguments.device, arguments.threads)
     files, topk = find_images(arguments.images), arguments.topk or served.topk
-    failures = 0
-    for answers, failed in predict_files(
+    batches = predict_files(
         files, served.pipeline, served.probabilities, arguments.batch_size, topk, served.class_names
-    ):
-        if answers:
-            print(answers, flush=True)
-        for file, reason in failed.items():
-            failures += 1
-            print(f"{file}: {reason}", file=sys.stderr)
-    return cli.EXIT_PARTLY if failures else 0
+    )
+    return cli.EXIT_PARTLY if print_answers(batches) else 0
 
 
 if __name__ == "__main__":

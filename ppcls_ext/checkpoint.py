@@ -1,10 +1,10 @@
 """Files that survive: written aside, synced, renamed, each with a digest; and sets of them that change as one.
 
 A tensor file (`.pdparams`, `.pdopt`) is a pickle of {name: array}, as Paddle writes it, followed by a trailer: JSON
-metadata, its length (8 bytes, little-endian) and `MAGIC`. A pickle reader stops where the pickle ends, so `paddle.load`
-reads these files too. The metadata holds the SHA-256 of what stands before it.
+metadata, their SHA-256, their length (8 bytes, little-endian) and `MAGIC`. A pickle reader stops where the pickle ends,
+so `paddle.load` reads these files too. The metadata holds the SHA-256 of what stands before it.
 
-A checkpoint is a set `PREFIX.{pdparams,pdopt,pdstates}` (and `PREFIX_ema.pdparams`). `.pdstates` is JSON and holds the
+A checkpoint is a set `PREFIX.{pdparams,pdopt,pdstates}` (and `PREFIX.ema.pdparams`). `.pdstates` is JSON and holds the
 digests of the others. `save_set` writes every member aside as `<name>.new`, then renames `.pdstates` first: that one
 rename is the moment at which the new set counts. A run killed between the renames leaves members under their `.new`
 names, where `load_set` finds them by their digest; so the set is always wholly old or wholly new.
@@ -30,6 +30,7 @@ from ppcls_ext.unpickle import unpickle_arrays
 
 MAGIC = b"PPCLSEXT"
 _LENGTH = struct.Struct("<Q")
+_DIGEST = hashlib.sha256().digest_size
 STATES = ".pdstates"
 
 
@@ -83,7 +84,7 @@ def _with_trailer(file: BinaryIO, write_body: Callable[[BinaryIO], None], metada
     write_body(writer)
     digest = writer.sha256.hexdigest()
     encoded = json.dumps({**metadata, "sha256": digest}, ensure_ascii=False).encode("utf-8")
-    file.write(encoded + _LENGTH.pack(len(encoded)) + MAGIC)
+    file.write(encoded + hashlib.sha256(encoded).digest() + _LENGTH.pack(len(encoded)) + MAGIC)
     return digest
 
 
@@ -121,20 +122,23 @@ def read_trailer(path: Path) -> tuple[int, dict[str, Any]] | None:
     Raises `Refused` when there is a trailer that cannot be read.
     """
     size = path.stat().st_size
-    tail = _LENGTH.size + len(MAGIC)
+    tail = _DIGEST + _LENGTH.size + len(MAGIC)
     with open(path, "rb") as file:
         if size < tail:
             return None
         file.seek(size - tail)
         end = file.read(tail)
-        if end[_LENGTH.size :] != MAGIC:
+        if not end.endswith(MAGIC):
             return None
-        (length,) = _LENGTH.unpack(end[: _LENGTH.size])
+        (length,) = _LENGTH.unpack_from(end, _DIGEST)
         if length > size - tail:
             raise Refused(f"{path} is damaged: its trailer claims {length} bytes of a file of {size}")
         file.seek(size - tail - length)
+        encoded = file.read(length)
+        if hashlib.sha256(encoded).digest() != end[:_DIGEST]:
+            raise Refused(f"{path} is damaged: the SHA-256 of its trailer differs from the one it was written with")
         try:
-            metadata = json.loads(file.read(length).decode("utf-8"))
+            metadata = json.loads(encoded.decode("utf-8"))
         except ValueError as error:
             raise Refused(f"{path} is damaged: its trailer is not readable ({error})") from error
     if not isinstance(metadata, dict) or not isinstance(metadata.get("sha256"), str):
@@ -143,7 +147,7 @@ def read_trailer(path: Path) -> tuple[int, dict[str, Any]] | None:
 
 
 def read_body(path: Path, require_trailer: bool = False) -> tuple[bytes, dict[str, Any]]:
-    """(verified body, metadata) of a file; ({}, the whole file) for one without our trailer unless it is required."""
+    """(verified body, metadata) of a file; (the whole file, {}) for one without our trailer, unless it is required."""
     if not path.is_file():
         raise Refused(f"No such file: {path}")
     trailer = read_trailer(path)
@@ -173,7 +177,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `load_set` found: the tensors by member (".pdparams", ".pdopt", "_ema.pdparams") and the states."""
+    """What `load_set` found: the tensors by member (".pdparams", ".pdopt", ".ema.pdparams") and the states."""
 
     prefix: Path
     tensors: dict[str, dict[str, np.ndarray]]
@@ -272,7 +276,14 @@ def _link_set(prefix: Path, name: Path) -> None:
 
 
 def load_set(prefix: Path) -> Checkpoint:
-    """Read and verify the set at `prefix`. A damaged one is refused by name, and the newest good one is offered."""
+    """Read and verify the set at `prefix` (`output/latest`, or the name of one of its files).
+
+    A damaged one is refused by name, and the newest good one is offered.
+    """
+    for suffix in (".pdparams", ".pdopt", STATES):
+        prefix = prefix.with_name(prefix.name.removesuffix(suffix)) if prefix.name else prefix
+    if not prefix.name or prefix.is_dir():
+        raise Refused(f"{prefix} is a folder; a checkpoint is named as {prefix / 'latest'}")
     try:
         return _load_set(prefix)
     except Refused as error:
@@ -313,8 +324,5 @@ def resolve_weights(path: Path) -> Path:
         prefix, path = path, member(path, ".pdparams")
     if path.suffix != ".pdparams" or not member(prefix, STATES).is_file():
         return path
-    try:
-        digest = _read_states(prefix)["digests"].get(".pdparams")
-        return _located(prefix, ".pdparams", digest) if digest else path
-    except Refused:
-        return path  # its own digest decides
+    digest = _read_states(prefix)["digests"].get(".pdparams")
+    return _located(prefix, ".pdparams", digest) if digest else path

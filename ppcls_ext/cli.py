@@ -42,6 +42,13 @@ def parser(description: str) -> argparse.ArgumentParser:
     return result
 
 
+def positive(text: str) -> int:
+    """An argument that is a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got '{text}'")
+    return int(text)
+
+
 def load_config(arguments: argparse.Namespace, needs: Iterable[str]):
     """The configuration that the command line names, or, with --print-config, its text on stdout and the end."""
     import_paddle()
@@ -80,12 +87,14 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         message, status = f"Refused: {error}", EXIT_REFUSED
     except RunFailed as error:
         message, status = f"Stopped: {error}", EXIT_FAILED
-    except KeyboardInterrupt:
-        message, status = "Stopped by Ctrl-C.", 130
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; the interpreter would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
+    except OSError as error:
+        message, status = f"Stopped: {error}", EXIT_FAILED  # a full disk, a folder that cannot be written
+    except KeyboardInterrupt:
+        message, status = "Stopped by Ctrl-C.", 130
     except Exception:  # noqa: BLE001 - a defect: shown whole, status 1
         message, status = traceback.format_exc(), 1
     if message:

@@ -5,7 +5,9 @@ Gloo ends every collective after 30 s, and nothing changes that; so no rank may 
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -55,9 +57,15 @@ def any_rank(flag: bool) -> bool:
     return bool(all_sum(np.array([float(flag)]))[0] > 0)
 
 
-def keep_in_step() -> None:
-    """Wait for the other ranks; called often enough, it keeps each wait far below gloo's limit."""
-    any_rank(False)
+def merged(entries: dict[str, str]) -> dict[str, str]:
+    """The entries of all ranks together, the same on each."""
+    if world_size() == 1:
+        return entries
+    import paddle
+
+    parts: list[dict[str, str]] = []
+    paddle.distributed.all_gather_object(parts, entries)
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def first_does(work: Callable[[], Result]) -> Result | None:
@@ -143,8 +151,11 @@ def watch_failures() -> None:
     if world_size() == 1 or os.environ.get("PADDLE_LOCAL_RANK", "0") != "0":
         return
     folder = _errors_folder()
+    launched = os.stat(f"/proc/{os.getppid()}").st_mtime if Path("/proc").is_dir() else 0.0
     for stale in folder.glob("rank_*.error"):
-        stale.unlink()
+        if stale.stat().st_mtime < launched:  # of an earlier launcher with the same process number
+            stale.unlink()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
     def watch() -> None:
         # Collectives release the interpreter lock: this thread runs while the main one waits in gloo.

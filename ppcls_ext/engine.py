@@ -49,18 +49,21 @@ def train(config: Config) -> dict[str, float]:
     folder = config.output_folder()
     saved = load_set(Path(config.Global.checkpoints)) if config.Global.checkpoints else None
     seed = choose_seed(config, saved)
-    log = RunLog(folder, config.Global.use_visualdl, fresh=saved is None)
-    if saved is None and (folder / "latest.pdstates").exists():
+    log = RunLog(folder)
+    fresh = saved is None
+    if fresh and (folder / "latest.pdstates").exists():
         log.warning(
             f"{folder} holds an earlier run, whose files this one replaces; "
             f"to go on with that one: -o Global.checkpoints={folder}/latest"
         )
-    log.info(f"seed: {seed}" + ("" if config.Global.seed is not None or saved else " (fresh: Global.seed is not set)"))
+    drawn = fresh and config.Global.seed is None
+    log.info(f"seed: {seed}" + (" (fresh: Global.seed is not set)" if drawn else ""))
     for line in device_lines(config, device):
         log.info(line)
     # Names of parameters and of the optimizer's slots must not depend on what else this process has built.
     with unique_name.guard():
         run = build_run(config, log, folder, seed, saved)
+        del saved  # weights, optimizer and average are in the run now
         try:
             with signals_ask(run):
                 describe_run(run)
@@ -77,20 +80,21 @@ def train(config: Config) -> dict[str, float]:
 def train_epochs(run: Run) -> dict[str, float]:
     """All epochs from the run's position on."""
     options, position = run.config.Global, run.position
+    if position.epoch > options.epochs:
+        run.log.warning(f"nothing to do: {position.epoch - 1} epochs are done, Global.epochs is {options.epochs}")
     while position.epoch <= options.epochs:
+        if options.early_stopping and position.evaluations_without_gain >= options.early_stopping:
+            run.log.info(f"early stopping: no gain in {options.early_stopping} evaluations")
+            break
         train_epoch(run)
         epoch = position.epoch
-        improved = True
         if evaluates_after(run, epoch):
-            improved = evaluate_and_keep_best(run)
+            evaluate_and_keep_best(run)
         # From here on the epoch is done; a run taken up from `latest` begins with the next one.
         position.epoch, position.step, position.sums = epoch + 1, 0, {}
         if epoch % options.save_interval == 0 or epoch == options.epochs:
             save(run, f"epoch_{epoch}")
         save(run, "latest")
-        if not improved and position.evaluations_without_gain == options.early_stopping:
-            run.log.info(f"early stopping: no gain in {options.early_stopping} evaluations")
-            break
     return position.best
 
 
@@ -102,7 +106,7 @@ def train_epoch(run: Run) -> None:
     every = options.update_freq
     groups = [plan[first : first + every] for first in range(0, len(plan), every)]
     parameters = [parameter for parameter in run.network.parameters() if parameter.trainable]
-    batches = run.train_loader.epoch(epoch, start=position.step * every)
+    batches = run.train_loader.epoch(epoch, start=min(position.step * every, len(plan)))
     meter = Meter(run)
     run.network.train()
     with run.log.progress(f"epoch {epoch}/{options.epochs}", run.steps_per_epoch, position.step):
@@ -144,9 +148,10 @@ def train_epoch(run: Run) -> None:
                 if position.step < run.steps_per_epoch:  # the epoch's end saves anyway
                     meter.flush()
                     save(run, "latest")
-    meter.flush()
-    run.log.info(f"[Train][Epoch {epoch}/{options.epochs}][Avg]{joined(meter.averages())}")
-    run.log.record("train_epoch", position.global_step, epoch, meter.averages())
+    if meter.images_seen:  # else a run taken up after the last step of an epoch, which has said so already
+        meter.flush()
+        run.log.info(f"[Train][Epoch {epoch}/{options.epochs}][Avg]{joined(meter.averages())}")
+        run.log.record("train_epoch", position.global_step, epoch, meter.averages())
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -221,8 +226,8 @@ def evaluates_after(run: Run, epoch: int) -> bool:
     return epoch % options.eval_interval == 0 or epoch == options.epochs
 
 
-def evaluate_and_keep_best(run: Run) -> bool:
-    """Evaluate the weights, and their average where there is one; keep what is best. True if either has improved."""
+def evaluate_and_keep_best(run: Run) -> None:
+    """Evaluate the weights, and their average where there is one; keep what is best."""
     position, average = run.position, run.average
     equalise(run)
     kinds = [("eval", "Eval", "best_model", position.best, nullcontext)]
@@ -234,21 +239,21 @@ def evaluate_and_keep_best(run: Run) -> bool:
             results[kind] = evaluate_split(run)
         if results[kind] is None:  # nothing of a half-done evaluation is remembered: it is made again
             save_and_stop(run)
-    improved = False
-    for kind, title, name, best, _ in kinds:
+    # An evaluation that is made again, of a run taken up from `best_model`, neither gains nor counts as one without.
+    again = any(best.get("epoch") == position.epoch for *_, best, _ in kinds)
+    gains = [exceeds(results[kind], best) for kind, _, _, best, _ in kinds]
+    position.evaluations_without_gain = 0 if any(gains) or again else position.evaluations_without_gain + 1
+    for (kind, title, name, best, _), gained in zip(kinds, gains):
         result, metric = results[kind], selection_metric(results[kind])
         run.log.info(f"[{title}][Epoch {position.epoch}][Avg]{joined(averages_of(result))}")
         run.log.record(kind, position.global_step, position.epoch, averages_of(result))
         if not math.isfinite(result["loss"]):
             raise RunFailed(f"the evaluation loss is {result['loss']} after epoch {position.epoch}; it was not saved")
-        if result[metric] > best.get(metric, -1.0):
-            improved = True
+        if gained:
             best.clear()
             best.update({metric: result[metric], "epoch": position.epoch})
             save(run, name)
         run.log.info(f"[{title}][Epoch {position.epoch}][best metric: {best[metric]:.5f}]")
-    position.evaluations_without_gain = 0 if improved else position.evaluations_without_gain + 1
-    return improved
 
 
 def evaluate_split(run: Run) -> dict[str, float] | None:
@@ -263,6 +268,12 @@ def evaluate_split(run: Run) -> dict[str, float] | None:
         autocast=run.precision.evaluation,
         asked_to_stop=lambda: run.asked_to_stop != 0,
     )
+
+
+def exceeds(result: dict[str, float], best: dict[str, float]) -> bool:
+    """Whether an evaluation is better than the best so far."""
+    metric = selection_metric(result)
+    return result[metric] > best.get(metric, -1.0)
 
 
 def selection_metric(result: dict[str, float]) -> str:

@@ -73,7 +73,7 @@ def export(config: Config) -> Exported:
     aside.mkdir()
     try:
         write_graph(network, config.Global.image_shape, aside)
-        class_names = class_names_of(config, metadata)
+        class_names = class_names_of(config, metadata, network.num_classes)
         write_file(aside / DESCRIPTION_FILE, describe(config, pipeline, class_names, aside))
         difference = compare(network, ServedModel(aside), images, files)
         take_places(aside, folder)
@@ -86,7 +86,7 @@ def real_images(config: Config, pipeline: Pipeline) -> tuple[list[str], np.ndarr
     """Names and images (N, C, H, W) to compare on: of `Infer.infer_imgs`, or scikit-learn's two photographs."""
     given = config.Infer.infer_imgs
     items = [given] if isinstance(given, str) else given or []
-    files = find_images([item for item in items if Path(item).exists()])[:COMPARED_IMAGES]
+    files = find_images(items)[:COMPARED_IMAGES] if items else []
     if not files:
         import sklearn.datasets
 
@@ -95,10 +95,12 @@ def real_images(config: Config, pipeline: Pipeline) -> tuple[list[str], np.ndarr
     for file in files:
         try:
             images.append(pipeline(file.read_bytes()))
+        except OSError as error:
+            raise Refused(
+                f"{file}: cannot be read: {error.strerror}; the export is compared on these images"
+            ) from error
         except DecodeError as error:
             raise Refused(f"{file}: cannot be decoded: {error}; the export is compared on these images") from error
-    if not images:
-        raise Refused("no image to compare the exported model on: name some with -o Infer.infer_imgs=PATH")
     return [str(file) for file in files], np.stack(images)
 
 

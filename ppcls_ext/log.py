@@ -23,11 +23,8 @@ METRICS_FILE = "metrics.jsonl"
 class RunLog:
     """The voice of a run. On ranks other than 0 every method is silent."""
 
-    def __init__(self, folder: Path | None = None, visualdl: bool = False, fresh: bool = False) -> None:
-        """Lines go to the terminal and, with a `folder`, to `<folder>/train.log`, appended.
-
-        A `fresh` run does not go on with the records of an earlier one in the same folder.
-        """
+    def __init__(self, folder: Path | None = None) -> None:
+        """Lines go to the terminal and, with a `folder`, to `<folder>/train.log`, appended."""
         self._speaks = distributed.rank() == 0
         self._console = Console(soft_wrap=True, highlight=False, markup=False)
         self._progress: Progress | None = None
@@ -36,13 +33,6 @@ class RunLog:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file = open(self._folder / "train.log", "a", encoding="utf-8")
-            if fresh:
-                (self._folder / METRICS_FILE).unlink(missing_ok=True)
-                shutil.rmtree(self._folder / "vdl", ignore_errors=True)
-            if visualdl:
-                from visualdl import LogWriter
-
-                self._scalars = LogWriter(logdir=str(self._folder / "vdl"))
 
     def info(self, text: str) -> None:
         """One dated line (or several), in the form that PaddleClas's users know."""
@@ -71,12 +61,19 @@ class RunLog:
             for name, value in values.items():
                 self._scalars.add_scalar(tag=f"{kind}/{name}", step=step, value=value)
 
-    def forget_after(self, step: int) -> None:
-        """Drop the records of steps that a resumed run will take again."""
-        if self._folder is None or not (self._folder / METRICS_FILE).exists():
+    def begin(self, step: int, visualdl: bool) -> None:
+        """Open the records of a run that stands at `step`; those of steps that it will take (again) are dropped."""
+        if self._folder is None:
             return
-        kept = [record for record in read_metrics(self._folder) if record["step"] <= step]
-        write_file(self._folder / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept))
+        if (self._folder / METRICS_FILE).exists():
+            kept = [record for record in read_metrics(self._folder) if record["step"] <= step]
+            write_file(self._folder / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept))
+        if step == 0:
+            shutil.rmtree(self._folder / "vdl", ignore_errors=True)
+        if visualdl:
+            from visualdl import LogWriter
+
+            self._scalars = LogWriter(logdir=str(self._folder / "vdl"))
 
     @contextmanager
     def progress(self, description: str, total: int, completed: int = 0) -> Iterator[Progress | None]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import paddle
 
-from ppcls_ext.checkpoint import member
 from ppcls_ext.errors import RunFailed
 from ppcls_ext.log import duration, joined
 
@@ -20,15 +19,14 @@ if TYPE_CHECKING:
 class Meter:
     """Sums of losses and correct answers of the running epoch, and the times of its steps.
 
-    Values stay on the device until `flush`, which waits for it. `flush` also is where a NaN is found: every save is
-    preceded by one, so a broken network is never saved.
+    Values stay on the device until `flush`, which waits for it, and which finds a loss that is not finite.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.sums = run.position.sums
         self.pending: list[tuple[np.ndarray, dict[str, paddle.Tensor]]] = []
-        self.steps = self.images = 0
+        self.steps = self.images = self.images_seen = 0
         self.waited = 0.0
         self.began = time.perf_counter()
 
@@ -41,6 +39,7 @@ class Meter:
         self.pending.append((batch.indices, values))
         self.waited += batch.wait
         self.images += len(batch.indices)
+        self.images_seen += len(batch.indices)
 
     def flush(self) -> None:
         """Add what is pending to the sums. Raises `RunFailed` at the first loss that is not finite."""
@@ -62,11 +61,10 @@ class Meter:
             names = [dataset.path(int(index)) for index in indices[:4]]
             more = f" and {len(indices) - len(names)} more" if len(indices) > len(names) else ""
             lines.append(f"  batch with loss {float(values['loss']):.5g}: {', '.join(names)}{more}")
-        good = member(run.folder / "latest", ".pdstates")
-        if good.exists():
-            lines.append(f"The last good checkpoint is untouched: -o Global.checkpoints={run.folder / 'latest'}")
+        if run.last_saved is not None:
+            lines.append(f"The last good checkpoint is untouched: -o Global.checkpoints={run.last_saved}")
         else:
-            lines.append("There is no checkpoint yet.")
+            lines.append("There is no checkpoint of this run yet.")
         lines.append("Lower Optimizer.lr.learning_rate, add a warm-up (lr.warmup_epoch) or set Optimizer.clip_norm.")
         return "\n".join(lines)
 

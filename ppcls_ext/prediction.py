@@ -5,7 +5,8 @@ An answer is PaddleClas's: {"class_ids": [178, 209], "scores": [0.99, 0.01], "fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,15 @@ def find_images(given: str | list[str]) -> list[Path]:
                 raise Refused(f"{path}: no images in this folder ({', '.join(IMAGE_SUFFIXES)})")
             found += inside
         elif path.suffix.lower() == ".txt" and path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            try:
+                lines = path.read_text(encoding="utf-8").splitlines()
+            except UnicodeDecodeError as error:
+                raise Refused(f"{path}: not UTF-8; a list of images is a path per line, as UTF-8 text") from error
             found += [path.parent / line.strip() for line in lines if line.strip()]
         else:
             found.append(path)  # a file that is not there is reported with the others that cannot be read
+    if not found:
+        raise Refused(f"no images in {given}")
     return found
 
 
@@ -78,3 +84,15 @@ def predict_files(
                 failed[str(path)] = f"cannot be decoded: {error}"
         rows = probabilities_of(np.stack(images)) if images else np.zeros((0, 0), np.float32)
         yield [answer(row, name, topk, class_names) for row, name in zip(rows, names)], failed
+
+
+def print_answers(batches: Iterable[tuple[list[dict[str, Any]], dict[str, str]]]) -> int:
+    """Print each batch's answers on stdout and what could not be read on stderr; returns how many could not."""
+    failures = 0
+    for answers, failed in batches:
+        if answers:
+            print(answers, flush=True)
+        for file, reason in failed.items():
+            failures += 1
+            print(f"{file}: {reason}", file=sys.stderr)
+    return failures

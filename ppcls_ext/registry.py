@@ -97,7 +97,7 @@ def arguments_of(component: Callable[..., Any], hidden: frozenset[str] = frozens
 
 def check_value(annotation: Any, value: Any, place: str) -> tuple[Any, list[str]]:
     """Convert `value` to `annotation`, or say what is wrong with it: (converted value, problems)."""
-    if isinstance(value, bool) and annotation in (int, float, int | None, float | None):
+    if isinstance(value, bool) and bool not in _kinds(annotation) and Any not in _kinds(annotation):
         return value, [f"{place}: expected {_name_of(annotation)}, got {value!r}"]
     adapter = TypeAdapter(annotation)
     for candidate in (value, parse_ratio(value)):
@@ -113,6 +113,17 @@ def check_value(annotation: Any, value: Any, place: str) -> tuple[Any, list[str]
     return value, [f"{place}{inner}: expected {expected}, got {given}"]
 
 
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types that an annotation admits: Annotated[int, ...] | None -> {int, NoneType}."""
+    if typing.get_origin(annotation) is Annotated:
+        return _kinds(annotation.__origin__)
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return set().union(*(_kinds(choice) for choice in typing.get_args(annotation)))
+    if typing.get_origin(annotation) is typing.Literal:
+        return {type(choice) for choice in typing.get_args(annotation)}
+    return {typing.get_origin(annotation) or annotation}
+
+
 def _name_of(annotation: Any) -> str:
     if typing.get_origin(annotation) is Annotated:
         named = [note for note in annotation.__metadata__ if isinstance(note, str)]
@@ -123,6 +134,8 @@ def _name_of(annotation: Any) -> str:
         return "nothing"
     if typing.get_origin(annotation) is typing.Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(annotation))
+    if typing.get_origin(annotation) is list and typing.get_args(annotation):
+        return f"list of {_name_of(typing.get_args(annotation)[0])}"
     if isinstance(annotation, type) and typing.get_origin(annotation) is None:
         return annotation.__name__
     return re.sub(r"\b(typing|collections\.abc)\.", "", str(annotation)).replace("NoneType", "None")

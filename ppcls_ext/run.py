@@ -24,17 +24,19 @@ from ppcls_ext import config as configuration
 from ppcls_ext import distributed
 from ppcls_ext.checkpoint import Checkpoint, member, save_set, write_file
 from ppcls_ext.config import Component, Config, Split
-from ppcls_ext.data.class_map import write_class_map
+from ppcls_ext.data.class_map import CLASS_MAP, write_class_map
 from ppcls_ext.data.loader import Loader
 from ppcls_ext.device import Precision
-from ppcls_ext.errors import Refused
+from ppcls_ext.errors import Refused, RunFailed
+from ppcls_ext.layers import SyncBatchNorm, convert_sync_batchnorm
 from ppcls_ext.log import RunLog
 from ppcls_ext.optim import WeightAverage, build_optimizer, load_optimizer_state, optimizer_state
 from ppcls_ext.registry import BACKBONES, DATASETS, LOSSES, METRICS, SAMPLERS, SCHEDULES
 from ppcls_ext.report.curves import draw_curves
 from ppcls_ext.weights import load_weights, state_arrays
 
-CLASS_MAP_FILE = "class_map.txt"
+# `latest.ema.pdparams`; `best_model_ema` is a set of its own, whose files must have other names.
+EMA_MEMBER = ".ema.pdparams"
 
 
 @dataclass
@@ -71,6 +73,7 @@ class Run:
     steps_per_epoch: int
     class_names: list[str] | None
     position: Position
+    last_saved: Path | None = None  # the newest checkpoint to go on from, of this run
     asked_to_stop: int = 0  # the signal's number
 
 
@@ -135,8 +138,6 @@ def build_network(config: Config, num_classes: int) -> paddle.nn.Layer:
     arch = config.Arch
     network = BACKBONES[arch.name](num_classes=num_classes, in_channels=arch.in_channels, **arch.arguments)
     if arch.use_sync_bn:
-        from ppcls_ext.layers import convert_sync_batchnorm
-
         network = convert_sync_batchnorm(network)
     return network
 
@@ -158,6 +159,12 @@ def build_dataset(
 def build_eval_loader(config: Config, class_names: list[str] | None, num_classes: int | None, seed: int = 0) -> Loader:
     """The evaluation split, divided over the ranks without padding."""
     split = config.DataLoader.Eval
+    arguments = split.dataset.arguments
+    if class_names is None and split.dataset.name == "ClassFolderDataset" and not arguments.get("class_map"):
+        raise Refused(
+            "DataLoader.Eval.dataset.class_map: missing; neither the weights nor the training split carry a class map, "
+            "and the order of this split's folders need not be the order that the network was trained with"
+        )
     dataset = build_dataset(config, split, seed, class_names, num_classes)
     plan = configuration.build(SAMPLERS, split.sampler).evaluation_plan(
         dataset.labels, rank=distributed.rank(), world_size=distributed.world_size()
@@ -209,7 +216,8 @@ def choose_seed(config: Config, saved: Checkpoint | None) -> int:
 
 def refuse_batches_of_one(network: paddle.nn.Layer, plan: list[np.ndarray]) -> None:
     """A batch norm over vectors divides by the spread of the batch, which one image does not have."""
-    if any(isinstance(layer, paddle.nn.BatchNorm1D) for layer in network.sublayers()):
+    kinds = (paddle.nn.BatchNorm1D, SyncBatchNorm) if distributed.world_size() == 1 else (paddle.nn.BatchNorm1D,)
+    if any(isinstance(layer, kinds) for layer in network.sublayers()):
         if min(len(part) for part in plan) == 1:
             raise Refused(
                 "DataLoader.Train.sampler: the last batch of an epoch would hold one image, which the batch norm of "
@@ -237,10 +245,23 @@ def save(run: Run, name: str) -> None:
             tensors[".pdparams"] = weights
             tensors[".pdopt"] = optimizer_state(run.optimizer, run.network)
             if averaged:
-                tensors["_ema.pdparams"] = averaged
+                tensors[EMA_MEMBER] = averaged
     previous = run.folder / "previous" if name == "latest" else None
     states, metadata = states_of(run), metadata_of(run)
-    distributed.first_does(lambda: save_set(run.folder / name, tensors, states, metadata, keep_previous=previous))
+
+    def write() -> None:
+        broken = [key for key, array in tensors[".pdparams"].items() if not np.isfinite(array).all()]
+        if broken:
+            # a step's loss is computed before its update: the update may be what broke them
+            raise RunFailed(
+                f"weights that are not finite after step {run.position.global_step} ({broken[0]} and {len(broken) - 1} "
+                f"more tensors); nothing of them is saved, the last checkpoint is {run.last_saved or 'none yet'}"
+            )
+        save_set(run.folder / name, tensors, states, metadata, keep_previous=previous)
+
+    distributed.first_does(write)
+    if name == "latest":
+        run.last_saved = run.folder / name
 
 
 def states_of(run: Run) -> dict[str, Any]:
@@ -250,6 +271,7 @@ def states_of(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "scaler": run.precision.scaler_state(),
         "plan": plan_of(run),
+        "optimizer": run.config.Optimizer.name,
     }
 
 
@@ -285,6 +307,11 @@ def take_up(run: Run, saved: Checkpoint) -> None:
     if ".pdopt" not in saved.tensors:
         raise Refused(f"{saved.prefix} holds weights only; take a run up from latest, best_model or epoch_N")
     states = dict(saved.states)
+    if states.pop("optimizer") != run.config.Optimizer.name:
+        raise Refused(
+            f"{saved.prefix} was trained with {saved.states['optimizer']}, the configuration's Optimizer is "
+            f"{run.config.Optimizer.name}; start from its weights alone with -o Global.pretrained_model={saved.prefix}"
+        )
     plan, now = states.pop("plan"), plan_of(run)
     changed = [f"{name} was {plan[name]}, is {now[name]}" for name in now if plan[name] != now[name]]
     if changed and states["step"]:
@@ -297,17 +324,21 @@ def take_up(run: Run, saved: Checkpoint) -> None:
     report = load_weights(run.network, member(saved.prefix, ".pdparams"), strict=True)
     run.log.info(report.summary())
     load_optimizer_state(run.optimizer, run.network, saved.tensors[".pdopt"])
-    if run.average is not None and "_ema.pdparams" in saved.tensors:
-        run.average.load(saved.tensors["_ema.pdparams"])
+    if run.average is not None and EMA_MEMBER in saved.tensors:
+        run.average.load(saved.tensors[EMA_MEMBER])
     elif run.average is not None:
         run.log.warning(f"{saved.prefix} holds no averaged weights: the average begins anew")
         run.average = WeightAverage(run.network, run.average.decay, run.average.warmup)
+    elif EMA_MEMBER in saved.tensors:
+        run.log.warning(f"{saved.prefix} holds averaged weights, which are left behind: the configuration has no EMA")
     scaler = states.pop("scaler")
     if run.precision.scaler and scaler:
         run.precision.scaler.load_state_dict(scaler)
     states.pop("seed")
     run.position = Position(**states)
-    run.log.forget_after(run.position.global_step)
+    run.last_saved = saved.prefix
+    if changed:  # the learning rate is a function of the step: count in steps of now
+        run.position.global_step = (run.position.epoch - 1) * run.steps_per_epoch
     run.log.info(
         f"taken up from {saved.prefix}: epoch {run.position.epoch}, step {run.position.step}, "
         f"{run.position.global_step} steps done, best metric {run.position.best or 'none yet'}"
@@ -315,12 +346,13 @@ def take_up(run: Run, saved: Checkpoint) -> None:
 
 
 def describe_run(run: Run) -> None:
-    """Write what the run is: resolved configuration, class map, versions, command."""
+    """Write what the run is: resolved configuration, class map, versions, command. From here on its files change."""
+    run.log.begin(run.position.global_step, run.config.Global.use_visualdl)
     if distributed.rank() != 0:
         return
     write_file(run.folder / "config.yaml", configuration.to_yaml(run.config))
     if run.class_names is not None:
-        write_class_map(run.folder / CLASS_MAP_FILE, run.class_names)
+        write_class_map(run.folder / CLASS_MAP, run.class_names)
     described = {
         "command": sys.argv,
         "seed": run.seed,
@@ -340,9 +372,10 @@ def describe_run(run: Run) -> None:
 def finish(run: Run) -> None:
     """The curves, the images that were left out, and where everything lies."""
     for loader, split in ((run.train_loader, "Train"), (run.eval_loader, "Eval")):
-        if loader is not None and loader.skipped:
-            listed = "\n".join(f"  {place}: {reason}" for place, reason in sorted(loader.skipped.items()))
-            run.log.warning(f"{split}: {len(loader.skipped)} images could not be read and were left out:\n{listed}")
+        skipped = distributed.merged(loader.skipped) if loader is not None else {}
+        if skipped:
+            listed = "\n".join(f"  {place}: {reason}" for place, reason in sorted(skipped.items()))
+            run.log.warning(f"{split}: {len(skipped)} images could not be read and were left out:\n{listed}")
     if distributed.rank() == 0:
         draw_curves(run.folder)
     best = run.position.best

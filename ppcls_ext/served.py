@@ -30,8 +30,11 @@ def read_description(folder: Path) -> dict[str, Any]:
         )
     try:
         description = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Refused(f"{path} is not valid YAML: {error}") from error
+    sections = {"Global", "PreProcess", "PostProcess", "Digests"}
+    if not isinstance(description, dict) or not sections <= description.keys() or not description["Digests"]:
+        raise Refused(f"{path} is damaged: expected the sections {', '.join(sorted(sections))}; export the model again")
     for name, digest in description["Digests"].items():
         file = folder / name
         if not file.is_file():
@@ -46,6 +49,7 @@ class ServedModel:
 
     def __init__(self, folder: Path, device: str = "cpu", threads: int = 1) -> None:
         """`device` is cpu or gpu; `threads` are those of the CPU's mathematics."""
+        import paddle
         from paddle import inference
 
         self.description = read_description(folder)
@@ -54,6 +58,8 @@ class ServedModel:
         options.disable_glog_info()
         # On by default in some versions; it changes answers in the last digits and crashes on some graphs.
         options.disable_mkldnn()
+        if device == "gpu" and not paddle.is_compiled_with_cuda():
+            raise Refused("--device gpu: this build of PaddlePaddle has no GPU support; take --device cpu")
         if device == "gpu":
             options.enable_use_gpu(256, 0)
         else:

@@ -54,22 +54,16 @@ def evaluate_trained(config: Config) -> dict[str, float]:
     for line in [*device_lines(config, device), loaded]:
         log.info(line)
     names = metadata.get("class_names")
-    dataset = config.DataLoader.Eval.dataset
-    if names is None and dataset.name == "ClassFolderDataset" and not dataset.arguments.get("class_map"):
-        raise Refused(
-            f"DataLoader.Eval.dataset.class_map: missing; {config.Global.pretrained_model} carries no class map, and "
-            "the order of this split's folders need not be the order that the network was trained with"
-        )
     with build_eval_loader(config, names, network.num_classes) as loader:
         for note in loader.dataset.notes:
             log.warning(note)
         result = evaluate(network, loader, eval_losses(config), eval_metrics(config), log)
-        skipped = loader.skipped
+        skipped = distributed.merged(loader.skipped)
     assert result is not None  # nobody can ask it to stop
     log.info(f"[Eval][Epoch 0][Avg]{joined(averages_of(result))}")
     for place, reason in sorted(skipped.items()):
         log.warning(f"left out: {place}: {reason}")
-    result["skipped"] = int(distributed.all_sum(np.array([len(skipped)]))[0])
+    result["skipped"] = len(skipped)
     return result
 
 
@@ -90,20 +84,24 @@ def predict(config: Config) -> Iterator[tuple[list[dict[str, Any]], dict[str, st
         probabilities,
         infer.batch_size,
         infer.PostProcess.arguments.get("topk", 5),
-        class_names_of(config, metadata),
+        class_names_of(config, metadata, network.num_classes),
     )
 
 
-def class_names_of(config: Config, metadata: dict[str, Any]) -> list[str] | None:
+def class_names_of(config: Config, metadata: dict[str, Any], num_classes: int) -> list[str] | None:
     """The class map of the weights, or `Infer.PostProcess.class_id_map_file` where they carry none."""
-    file = config.Infer.PostProcess.arguments.get("class_id_map_file")
     if metadata.get("class_names"):
         return metadata["class_names"]
+    place = "Infer.PostProcess.class_id_map_file"
+    file = config.Infer.PostProcess.arguments.get("class_id_map_file")
     if file is None:
         return None
     if not Path(file).is_file():
         raise Refused(
-            f"Infer.PostProcess.class_id_map_file: no such file: {file}, and the weights carry no class map; "
-            "name another file, or null for answers without names"
+            f"{place}: no such file: {file}, and the weights carry no class map; name another file, or take the key "
+            f"out for answers without names: -o {place}="
         )
-    return read_class_map(file)
+    names = read_class_map(file)
+    if len(names) != num_classes:
+        raise Refused(f"{place}: {file} names {len(names)} classes, the network has {num_classes}")
+    return names

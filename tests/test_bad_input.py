@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import TRAIN_OPS, small_config, write_pictures
 
+DESCRIPTION = "Global: {}\nPreProcess: {}\nPostProcess: {}\nDigests: {inference.pdiparams: 0}\n"
 PAGE = Path(__file__).resolve().parent.parent / "docs/bad_input.md"
 
 
@@ -139,7 +140,7 @@ def one_bad_image(scene: Scene) -> list[object]:
 
 def damaged_export(scene: Scene) -> list[object]:
     (scene.root / "model").mkdir()
-    (scene.root / "model/inference.yml").write_text("Digests: {inference.pdiparams: 0}\n")
+    (scene.root / "model/inference.yml").write_text(DESCRIPTION)
     (scene.root / "model/inference.pdiparams").write_bytes(b"cut")
     return ["deploy/predict.py", scene.root / "model", scene.root / "val"]
 
@@ -154,6 +155,10 @@ class Row:
 
 def evaluate(scene: Scene, *overrides: str) -> list[object]:
     return ["tools/eval.py", "-c", scene.config(), *(["-o", *overrides] if overrides else [])]
+
+
+def predict(scene: Scene) -> list[object]:
+    return ["tools/infer.py", "-c", scene.config(), "-o", f"Global.pretrained_model={scene.trained}/best_model"]
 
 
 ROWS = [
@@ -312,6 +317,32 @@ ROWS = [
         "export without weights",
         lambda s: ["tools/export_model.py", "-c", s.config()],
         "Global.pretrained_model: missing; name the weights",
+        2,
+    ),
+    Row(
+        "checkpoint: of another optimizer",
+        lambda s: train(
+            s.config(), f"Global.checkpoints={s.trained}/latest", "Optimizer.name=SGD", "Optimizer.momentum="
+        ),
+        "was trained with Momentum, the configuration's Optimizer is SGD",
+        2,
+    ),
+    Row(
+        "an output folder that cannot be written",
+        lambda s: train(s.config(), f"Global.output_dir={s.config()}"),
+        "Stopped: [Errno 20] Not a directory",
+        3,
+    ),
+    Row(
+        "prediction: random operators",
+        lambda s: [*predict(s), "-o", "Infer.transforms.1={RandCropImage: {size: 32}}"],
+        "Infer.transforms: holds random operators; prepare images as DataLoader.Eval does",
+        2,
+    ),
+    Row(
+        "prediction: an empty list of images",
+        lambda s: [*predict(s), "-o", "Infer.infer_imgs=[]"],
+        "Infer.infer_imgs: missing; name an image, a folder, or a list of them",
         2,
     ),
     Row(

@@ -133,3 +133,26 @@ def test_paddle_reads_our_weights(tmp_path: Path) -> None:
     loaded = paddle.load(str(tmp_path / "w.pdparams"))
     np.testing.assert_array_equal(np.asarray(loaded["weight"]), np.arange(6).reshape(2, 3))
     assert read_tensors(tmp_path / "w.pdparams")[1]["arch"] == "Net"
+
+
+def test_a_flipped_byte_in_the_metadata_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pdparams"
+    save_tensors(path, {"weight": np.zeros(3, np.float32)}, {"class_names": ["class_1", "class_2"]})
+    path.write_bytes(path.read_bytes().replace(b"class_2", b"class_9"))
+    with pytest.raises(Refused, match="w.pdparams is damaged: the SHA-256 of its trailer differs"):
+        read_tensors(path)
+
+
+def test_weights_beside_the_states_of_other_weights_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "a", 1)
+    save(tmp_path / "b", 2)
+    os.replace(tmp_path / "b.pdparams", tmp_path / "a.pdparams")
+    with pytest.raises(Refused, match="a.pdparams does not belong to a.pdstates"):
+        checkpoint.resolve_weights(tmp_path / "a")
+
+
+def test_a_checkpoint_may_be_named_by_one_of_its_files_but_not_by_its_folder(tmp_path: Path) -> None:
+    save(tmp_path / "latest", 2)
+    assert value_at(tmp_path / "latest.pdparams") == 2
+    with pytest.raises(Refused, match=f"{tmp_path} is a folder; a checkpoint is named as {tmp_path}/latest"):
+        load_set(tmp_path)

@@ -66,7 +66,7 @@ def test_an_override_without_a_value_takes_the_key_out(write_config: Write) -> N
     assert config.load(path, swapped).DataLoader.Eval.dataset.name == "ImageNetDataset"
     back = [*swapped, "DataLoader.Eval.dataset.name=ClassFolderDataset", "DataLoader.Eval.dataset.cls_label_path="]
     assert config.load(path, back).DataLoader.Eval.dataset.name == "ClassFolderDataset"
-    assert "Global.sed: unknown key. Did you mean 'seed'?" in refusal(path, "Global.sed=")
+    assert "there is no Global.sed to take out, and no value after '='" in refusal(path, "Global.sed=")
 
 
 def test_an_override_is_never_evaluated(write_config: Write, tmp_path: Path) -> None:
@@ -230,3 +230,18 @@ def test_the_command_line_prints_the_resolved_configuration(write_config: Write)
     assert refused.returncode == 2
     assert "Globall: unknown section. Did you mean 'Global'?" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_settings_that_do_not_fit_together_are_refused(write_config: Write) -> None:
+    for overrides, message in (
+        (["Global.early_stopping=1", "Global.eval_during_train=False"], "Global.early_stopping: needs evaluations"),
+        (["Global.start_eval_epoch=9"], "Global.start_eval_epoch: 9 is after the last epoch, 2"),
+        (["Optimizer.lr.warmup_epoch=5"], "Optimizer.lr.warmup_epoch: 5.0 is longer than the run, 2 epochs"),
+        (["Global.pretrained_model=nowhere"], "Global.pretrained_model: no such file: nowhere"),
+        (["Global.device=tpu"], "Global.device: expected auto, cpu, gpu or gpu:N, got 'tpu'"),
+        (["Global.epochs=True"], "Global.epochs: expected int, got True"),
+        (["Global.image_shape=3"], "Global.image_shape: expected [channels, height, width], got 3"),
+        (["Metric.Eval=[{TopkAcc: {topk: 1}}, {TopkAcc: {topk: [1, 2]}}]"], "Metric.Eval: top1 stands twice"),
+        (["Optimizer.lr.eta_min=-1"], "eta_min: expected 0 to learning_rate"),
+    ):
+        assert message in refusal(write_config(), *overrides), message

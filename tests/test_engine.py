@@ -21,7 +21,7 @@ from ppcls_ext.metrics import TopkAcc
 from ppcls_ext.optim import WeightAverage, build_optimizer, clip_by_global_norm
 from ppcls_ext.optim.optimizers import decays
 from ppcls_ext.registry import SCHEDULES
-from ppcls_ext.weights import state_arrays
+from ppcls_ext.weights import read_metadata, state_arrays
 
 Write = Callable[..., Path]
 
@@ -51,7 +51,7 @@ def test_a_run_leaves_what_the_readme_promises(write_config: Write) -> None:
     names = {path.name for path in folder.iterdir()}
     for stem in ("best_model", "latest", "epoch_1", "epoch_2"):
         assert {f"{stem}.pdparams", f"{stem}.pdopt", f"{stem}.pdstates"} <= names
-    assert {"latest_ema.pdparams", "best_model_ema.pdparams", "config.yaml", "class_map.txt"} <= names
+    assert {"latest.ema.pdparams", "best_model_ema.pdparams", "config.yaml", "class_map.txt"} <= names
     assert {"run.json", "train.log", "metrics.jsonl", "curves.png", "vdl"} <= names
     assert not [name for name in names if name.endswith(".new")]
     assert (folder / "class_map.txt").read_text() == "0 class_0\n1 class_1\n2 class_2\n"
@@ -361,3 +361,88 @@ def test_a_network_in_half_precision_is_averaged_and_saved_in_float32(dtype: str
         assert str(layer.weight.dtype).endswith(dtype)
     arrays = state_arrays(layer)
     assert arrays["weight"].dtype == np.float32 and (arrays["weight"] == 2.0).all()
+
+
+# ------------------------------------------------------------------------------------------------ what went wrong once
+
+
+def test_best_weights_and_best_averaged_weights_are_files_of_their_own(write_config: Write) -> None:
+    folder = train(write_config(), "EMA.decay=0.9", "Global.epochs=6", "Optimizer.lr.learning_rate=0.3")
+    for name in ("best_model", "best_model_ema", "latest", "previous", "epoch_6"):
+        found = load_set(folder / name)
+        assert read_metadata(folder / name)["sha256"]
+        assert (".pdopt" in found.tensors) == (name != "best_model_ema")
+    states = load_set(folder / "best_model_ema").states
+    assert states["best_ema"]["epoch"] == states["epoch"]
+
+
+def test_a_run_with_accumulation_is_taken_up_from_the_last_step_of_an_epoch(write_config: Write) -> None:
+    path = write_config()
+    folder = train(path, "Global.update_freq=2", "Global.epochs=1")
+    assert load_set(folder / "best_model").states["step"] == 3  # of five batches
+    train(path, "Global.update_freq=2", f"Global.checkpoints={folder}/best_model")
+    assert load_set(folder / "latest").states["epoch"] == 3
+
+
+def test_early_stopping_is_remembered_by_a_run_that_is_taken_up(write_config: Write, tmp_path: Path) -> None:
+    options = ["Global.early_stopping=1", "Global.epochs=6", "Optimizer.lr={name: Constant, learning_rate: 0.0}"]
+    path = write_config()
+    folder = train(path, *options)
+    ended = load_set(folder / "latest").states["epoch"]
+    assert ended < 6
+    for name in ("latest", "best_model"):
+        train(path, *options, f"Global.checkpoints={folder}/{name}", f"Global.output_dir={tmp_path}/{name}")
+        log = (tmp_path / name / "MicroNet_M0/train.log").read_text()
+        assert "early stopping: no gain in 1 evaluations" in log
+    assert not (tmp_path / "latest/MicroNet_M0/latest.pdstates").exists()
+    assert load_set(tmp_path / "best_model/MicroNet_M0/latest").states["epoch"] == ended
+
+
+def test_weights_that_an_update_broke_are_not_saved(write_config: Write) -> None:
+    path = write_config()
+    rates = "Optimizer.lr={name: Piecewise, decay_epochs: [0.35], values: [0.01, 1e39]}"
+    with pytest.raises(RunFailed, match="not finite after step|the loss is"):
+        train(path, "Global.save_steps=1", "Global.print_batch_step=1", rates)
+    saved = weights(Path(config.load(path).output_folder()))
+    assert all(np.isfinite(array).all() for array in saved.values())
+
+
+def test_a_refused_run_leaves_the_records_of_the_earlier_one(write_config: Write) -> None:
+    path = write_config()
+    folder = train(path, "Global.epochs=1")
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(Refused):
+        train(path, "Arch.class_num=5")
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    train(path, "Global.epochs=1")  # a fresh run begins its records anew
+    assert [record["step"] for record in read_metrics(folder)] == [
+        record["step"] for record in map(json.loads, before.splitlines())
+    ]
+
+
+def test_other_batches_between_epochs_keep_the_learning_rate_in_its_epoch(write_config: Write) -> None:
+    path = write_config()
+    folder = train(path, "Global.epochs=1")
+    train(path, f"Global.checkpoints={folder}/latest", "DataLoader.Train.sampler.batch_size=4")
+    assert (
+        "taken up with changes: steps_per_epoch was 5, is 9; batch_size was 8, is 4"
+        in (folder / "train.log").read_text()
+    )
+    assert load_set(folder / "latest").states["global_step"] == 2 * 9
+
+
+def test_a_run_beyond_its_end_says_that_nothing_is_to_do(write_config: Write) -> None:
+    path = write_config()
+    folder = train(path)
+    train(path, f"Global.checkpoints={folder}/latest")
+    assert "nothing to do: 2 epochs are done, Global.epochs is 2" in (folder / "train.log").read_text()
+
+
+def test_an_evaluation_split_never_numbers_its_folders_itself(
+    write_config: Write, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "train.txt").write_text("".join(f"class_{2 - n}/{i}.png {n}\n" for n in range(3) for i in range(8)))
+    path = write_config(Arch={"name": "MicroNet_M0", "class_num": 3})
+    options = ["name=ImageNetDataset", f"cls_label_path={tmp_path}/train.txt"]
+    with pytest.raises(Refused, match="DataLoader.Eval.dataset.class_map: missing"):
+        train(path, *(f"DataLoader.Train.dataset.{option}" for option in options))

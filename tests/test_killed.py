@@ -109,7 +109,7 @@ def test_a_run_killed_with_minus_9_at_random_moments_ends_with_the_bits_of_an_un
     said = drive("killed", kills)
     assert f"killed {kills} times, {kills // 2} of them inside a save; then ended with status 0" in said
     whole, killed = tensors(tmp_path / "whole"), tensors(tmp_path / "killed")
-    assert whole.keys() == killed.keys() == {".pdparams", ".pdopt", "_ema.pdparams"}
+    assert whole.keys() == killed.keys() == {".pdparams", ".pdopt", ".ema.pdparams"}
     for suffix in whole:
         for name in whole[suffix]:
             assert whole[suffix][name].tobytes() == killed[suffix][name].tobytes(), (suffix, name)

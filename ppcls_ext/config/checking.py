@@ -25,7 +25,7 @@ from ppcls_ext.config.sections import (
 )
 from ppcls_ext.errors import did_you_mean
 from ppcls_ext.registry import Registry, arguments_of, check_arguments, check_value
-from ppcls_ext.transforms import check_transforms
+from ppcls_ext.transforms import Pipeline, build_transforms, check_transforms
 
 
 class Check:
@@ -146,11 +146,11 @@ class Check:
             self.say("Arch.pretrained: nothing is downloaded here; name a weights file: Global.pretrained_model=PATH")
         fields = self.fields(ArchOptions, plain, "Arch")
         name = fields.setdefault("name", "")
-        if not name:
+        if "name" not in plain:
             self.say("Arch.name: missing; `python -m ppcls_ext.models list` shows the networks")
-        elif name not in registry.BACKBONES:
+        elif name and name not in registry.BACKBONES:
             self.say(f"Arch.name: unknown backbone '{name}'. {did_you_mean(name, registry.BACKBONES)}")
-        else:
+        elif name:
             fields["arguments"] = self.arguments(registry.BACKBONES[name], own, "Arch", "backbone", False)
         return ArchOptions(**fields)
 
@@ -160,6 +160,11 @@ class Check:
         parts = {
             key: self.one_key_list(table, mapping.get(key), f"{name}.{key}", build=True) for key in ("Train", "Eval")
         }
+        if table is registry.METRICS and not self.problems:
+            for key, part in parts.items():
+                named = [metric for one in part for metric in table[one.name](**one.arguments).names()]
+                for metric in sorted({metric for metric in named if named.count(metric) > 1}):
+                    self.say(f"{name}.{key}: {metric} stands twice")
         return Terms(**parts)
 
     def optimizer(self, raw: dict[str, Any]) -> OptimizerOptions | None:
@@ -208,7 +213,10 @@ class Check:
         mapping = self.section(raw, "Infer")
         fields = self.fields(InferOptions, mapping, "Infer", more_keys=("PostProcess",))
         if fields.get("transforms"):
+            before = len(self.problems)
             self.transforms(fields["transforms"], "Infer.transforms", channels)
+            if len(self.problems) == before:
+                self.problems += infer_problems(build_transforms(fields["transforms"], channels))
         if mapping.get("PostProcess") is not None:
             given = {"name": "Topk", **self.mapping(mapping["PostProcess"], "Infer.PostProcess")}
             process = self.component(POSTPROCESSES, given, "Infer.PostProcess")
@@ -216,7 +224,7 @@ class Check:
                 fields["PostProcess"] = process
         if "Infer" in self.needs:
             given = fields.get("infer_imgs")
-            if given is None:
+            if not given:
                 self.say(
                     "Infer.infer_imgs: missing; name an image, a folder, or a list of them: -o Infer.infer_imgs=PATH"
                 )
@@ -226,6 +234,23 @@ class Check:
             if not fields.get("transforms"):
                 self.say("Infer.transforms: missing; prediction has to prepare images as evaluation did")
         return InferOptions(**fields)
+
+    def run(self, options: GlobalOptions, loaders: Splits, optimizer: OptimizerOptions | None) -> None:
+        """What has to fit together over the sections."""
+        evaluates = options.eval_during_train and loaders.Eval is not None
+        if options.early_stopping and not evaluates:
+            self.say("Global.early_stopping: needs evaluations: Global.eval_during_train=True and DataLoader.Eval")
+        if evaluates and options.start_eval_epoch > options.epochs:
+            self.say(f"Global.start_eval_epoch: {options.start_eval_epoch} is after the last epoch, {options.epochs}")
+        if optimizer is not None and optimizer.lr.arguments.get("warmup_epoch", 0) > options.epochs:
+            warmup = optimizer.lr.arguments["warmup_epoch"]
+            self.say(f"Optimizer.lr.warmup_epoch: {warmup} is longer than the run, {options.epochs} epochs")
+        if options.pretrained_model is not None and not self.file_of(options.pretrained_model, ".pdparams"):
+            self.say(f"Global.pretrained_model: no such file: {options.pretrained_model} (.pdparams or .safetensors)")
+
+    @staticmethod
+    def file_of(path: str, suffix: str) -> bool:
+        return Path(path).is_file() or Path(path + suffix).is_file()
 
     def whole(self, raw: dict[str, Any]) -> Config:
         for key in raw:
@@ -250,8 +275,19 @@ class Check:
             Metric=self.terms(registry.METRICS, raw, "Metric"),
         )
         if "Train" in self.needs:
+            self.run(options, config["DataLoader"], config["Optimizer"])
             if not config["Loss"].Train:
                 self.say("Loss.Train: missing; for example [- CELoss: {weight: 1.0}]")
             if config["Optimizer"] is None and not raw.get("Optimizer"):
                 self.say("Optimizer: missing; training needs an optimizer and its lr")
         return Config(**config)
+
+
+def infer_problems(pipeline: Pipeline) -> list[str]:
+    """What prediction cannot use: random operators, and images that keep a size of their own."""
+    problems = []
+    if pipeline.random:
+        problems.append("Infer.transforms: holds random operators; prepare images as DataLoader.Eval does")
+    if None in pipeline.output_shape:
+        problems.append("Infer.transforms: images keep their own sizes; add ResizeImage and CropImage with fixed ones")
+    return problems

@@ -57,6 +57,8 @@ def read_yaml(text: str, place: str) -> Any:
     """Parse YAML text; a mistake is refused with its line."""
     try:
         return yaml.load(text, Loader=_Yaml)
+    except ValueError as error:  # a tag that its text does not fit: !!int abc
+        raise Refused(f"{place}: not valid YAML: {error}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -99,21 +101,22 @@ def _override(raw: dict[str, Any], text: str) -> None:
         place = ".".join(keys[: depth + 1])
         last = depth == len(keys) - 1
         if isinstance(here, list):
-            if not key.isdigit() or int(key) >= len(here):
+            if not key.isdecimal() or int(key) >= len(here):
                 raise Refused(f"-o {text}: {place}: expected an index from 0 to {len(here) - 1}, got '{key}'")
             slot: Any = int(key)
         elif isinstance(here, dict):
             slot = key
-            new = key not in here
+            if last and not value.strip() and key not in here:
+                raise Refused(f"-o {text}: there is no {place} to take out, and no value after '='")
             here.setdefault(key, None)
         else:
             parent = ".".join(keys[:depth])
             raise Refused(f"-o {text}: {parent} is {here!r}, not a section; set the whole with -o {parent}=...")
         if last and value.strip():
             here[slot] = read_yaml(value, f"-o {path}")
-        elif last and not (isinstance(here, dict) and new):  # a key that was not there stays, to be refused by name
+        elif last:
             del here[slot]
-        elif not last:
+        else:
             if here[slot] is None:
                 here[slot] = {}
             here = here[slot]
@@ -123,7 +126,10 @@ def read_raw(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
     """The file, over the one file that its `base:` names, with the overrides applied."""
     raw = read_file(path)
     if "base" in raw:
-        base_path = path.parent / str(raw.pop("base"))
+        named = raw.pop("base")
+        if not isinstance(named, str):
+            raise Refused(f"{path}: base: expected the name of a configuration file, got {named!r}")
+        base_path = path.parent / named
         base = read_file(base_path)
         if "base" in base:
             raise Refused(f"{base_path}: is the base of {path.name} and has a base itself; one level is allowed")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
+ImageShape = Annotated[list[Positive], "[channels, height, width]", Field(min_length=3, max_length=3)]
 NotNegative = Annotated[int, Field(ge=0)]
 
 
@@ -29,8 +30,8 @@ class GlobalOptions(Section):
 
     epochs: Positive = 100
     output_dir: str = "./output/"
-    device: str = "auto"
-    seed: NotNegative | None = None
+    device: Annotated[str, "auto, cpu, gpu or gpu:N", Field(pattern=r"^(auto|cpu|gpu(:\d+)?)$")] = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     pretrained_model: str | None = None
     checkpoints: str | None = None
     save_interval: Positive = 1
@@ -42,7 +43,7 @@ class GlobalOptions(Section):
     print_batch_step: Positive = 10
     use_visualdl: bool = False
     update_freq: Positive = 1
-    image_shape: list[Positive] = [3, 224, 224]
+    image_shape: ImageShape = [3, 224, 224]
     save_inference_dir: str = "./inference"
     to_static: Literal[False] = False
     eval_mode: Literal["classification"] = "classification"
@@ -131,7 +132,7 @@ class InferOptions(Section):
 
 
 class Config(Section):
-    """The whole configuration. `files` are the ones it was read from; `overrides` as given."""
+    """The whole configuration."""
 
     Global: GlobalOptions = GlobalOptions()
     AMP: AmpOptions = AmpOptions()

@@ -12,6 +12,8 @@ from ppcls_ext.checkpoint import write_file
 from ppcls_ext.data.problems import Problems
 from ppcls_ext.errors import Refused
 
+CLASS_MAP = "class_map.txt"
+
 
 def read_class_map(file: str) -> list[str]:
     """The class names in the order of their indices; lines may stand in any order.

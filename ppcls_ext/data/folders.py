@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from ppcls_ext.data.problems import Problems
 from ppcls_ext.errors import Refused
+from ppcls_ext.prediction import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _SPLITS = {"train", "training", "val", "valid", "validation", "eval", "test", "testing"}
 
 

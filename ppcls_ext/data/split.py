@@ -18,12 +18,11 @@ from rich.progress import track
 from sklearn.model_selection import train_test_split
 
 from ppcls_ext.checkpoint import write_file
-from ppcls_ext.data.class_map import check_class_names, write_class_map
+from ppcls_ext.data.class_map import CLASS_MAP, check_class_names, write_class_map
 from ppcls_ext.data.folders import scan_class_folders
 from ppcls_ext.data.problems import Problems
 from ppcls_ext.errors import Refused
 
-CLASS_MAP = "class_map.txt"
 _SHOW_PROGRESS_FROM = 2000  # files
 
 
@@ -53,6 +52,10 @@ def split_folder(
     if not (0 < val < 1 and 0 <= test < 1 and val + test < 1):
         raise Refused(f"Expected val > 0, test >= 0 and val + test < 1, got val={val}, test={test}")
     shares = {part: share for part, share in shares.items() if share}
+    if Path(folder).resolve() in [Path(out).resolve(), *Path(out).resolve().parents]:
+        raise Refused(f"--out {out} lies in {folder}, whose sub-folders are its classes; choose a folder outside")
+    if not 0 <= seed < 2**32:
+        raise Refused(f"--seed: expected 0 to 2**32 - 1, got {seed}")
     _refuse_to_overwrite(out, force)
     folders = scan_class_folders(folder)
     names = list(folders.images)

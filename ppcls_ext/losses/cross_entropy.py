@@ -13,7 +13,7 @@ class CELoss:
     """Mean cross entropy of a batch, times `weight`; `epsilon` is the mass that smoothing spreads over all classes."""
 
     def __init__(self, weight: float = 1.0, epsilon: float | None = None) -> None:
-        if weight <= 0:
+        if not 0 < weight < float("inf"):
             raise ValueError(f"weight: expected a number above 0, got {weight}")
         if epsilon is not None and not 0 <= epsilon < 1:
             raise ValueError(f"epsilon: expected 0 <= epsilon < 1, got {epsilon}")

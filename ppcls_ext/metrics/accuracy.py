@@ -15,6 +15,8 @@ class TopkAcc:
         self.topk = [topk] if isinstance(topk, int) else list(topk)
         if not self.topk or any(k < 1 for k in self.topk):
             raise ValueError(f"topk: expected whole numbers from 1, got {topk}")
+        if len(set(self.topk)) < len(self.topk):
+            raise ValueError(f"topk: a number stands twice in {topk}")
 
     def names(self) -> list[str]:
         """['top1', 'top5']."""

@@ -54,6 +54,8 @@ class Cosine(_Schedule):
         by_epoch: bool = False,
     ) -> None:
         super().__init__(learning_rate, warmup_epoch, warmup_start_lr, by_epoch)
+        if not 0 <= eta_min <= learning_rate:
+            raise ValueError(f"eta_min: expected 0 to learning_rate ({learning_rate}), got {eta_min}")
         self.eta_min = eta_min
 
     def after_warmup(self, done: int, total: int, steps_per_epoch: int, step: int) -> float:
@@ -98,8 +100,10 @@ class MultiStep(_Schedule):
         by_epoch: bool = False,
     ) -> None:
         super().__init__(learning_rate, warmup_epoch, warmup_start_lr, by_epoch)
-        if sorted(milestones) != milestones:
-            raise ValueError(f"milestones: expected rising epochs, got {milestones}")
+        if sorted(milestones) != milestones or any(epoch < 0 for epoch in milestones):
+            raise ValueError(f"milestones: expected rising epochs from 0, got {milestones}")
+        if gamma <= 0:
+            raise ValueError(f"gamma: expected a number above 0, got {gamma}")
         self.milestones = milestones
         self.gamma = gamma
 
