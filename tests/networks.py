@@ -15,8 +15,12 @@ LARGE = 12_000_000
 REPEATED = frozenset(
     {
         *(f"ShuffleNetV2_{size}" for size in ("x0_33", "x0_5", "x1_0", "x1_5", "x2_0", "swish")),
+        *(f"EfficientNet{size}" for size in ("B1", "B2", "Lite1", "Lite2", "Lite3")),
     }
 )
+
+# Published networks in whose place the small member of the family goes through the tests of every network.
+STOOD_FOR = frozenset({"ShuffleNetV2_x0_25", "EfficientNetB0", "EfficientNetLite0"})
 
 # The generic builder of each family -> the arguments of a member that takes a second: what stands for the family in
 # the default run.
@@ -31,6 +35,13 @@ SMALL: dict[str, dict[str, Any]] = {
         "width": 24,
     },
     "ShuffleNetV2": {"widths": [8, 16, 24, 32], "depths": [2, 1]},
+    "EfficientNet": {
+        "widths": [8, 8, 12, 16, 32],
+        "depths": [1, 2, 2],
+        "kernels": [3, 3, 5],
+        "strides": [1, 2, 2],
+        "expansions": [1, 3, 4],
+    },
     "ResNeXt": {"depths": [1, 2, 1], "groups": 4, "base_width": 16, "width": 16, "vd": True},
     "RepLKNet": {"kernels": [13, 7, 5], "depths": [1, 2, 1], "channels": [16, 16, 24], "small_kernel": 3},
     "ResNetV2": {"depths": [1, 2, 1], "width": 8},
@@ -55,4 +66,8 @@ def published_params() -> list[Any]:
 def all_params() -> list[Any]:
     """(name, arguments) of every small member and of every published network, for `pytest.fixture(params=...)`."""
     small = [pytest.param((name, arguments), id=f"small {name}") for name, arguments in SMALL.items()]
-    return small + [pytest.param((name, {}), marks=size_marks(name), id=name) for name in published_names()]
+    published = []
+    for name in published_names():
+        marks = [pytest.mark.slow] if name in STOOD_FOR else size_marks(name)
+        published.append(pytest.param((name, {}), marks=marks, id=name))
+    return small + published

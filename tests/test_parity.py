@@ -19,6 +19,7 @@ from parity.fixture import FOLDER, Fixture, load_compact, load_full, reference_w
 from safetensors.numpy import save_file
 
 from ppcls_ext import create_model, load_weights
+from ppcls_ext.weights.names import in_our_names
 from ppcls_ext.weights.pytorch import to_paddle
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "parity" / "fixtures"
@@ -40,6 +41,19 @@ class Case:
         return self.fixture.partition("/")[2]
 
 
+def efficientnet(reference: str, size: str) -> Case:
+    """`reference`: "tf" or "timm" of timm, "tv" of torchvision. In timm's, batch norms hold their activations."""
+    arguments: dict[str, Any] = {"dropout": 0.0, "drop_path": 0.0}
+    if reference != "tf":
+        arguments["padding"] = "symmetric"
+    elif size in ("b0", "lite0"):
+        arguments["norm_momentum"] = compare.MOMENTUM  # timm trains with PyTorch's, whatever the authors did
+    stages = {"bn1": "act1", "bn2": "act2", "features.0": "act1", "features.8": "act2"}
+    stages |= {f"features.{i + 1}": f"blocks.{i}" for i in range(7)}
+    model = "EfficientNet" + (size.upper() if size.startswith("b") else size.capitalize())
+    return Case(f"efficientnet/{reference}_efficientnet_{size}", model, arguments, stage_names=stages)
+
+
 CASES = [
     Case("micronet/micronet_m0", "MicroNet_M0", {"dropout": 0.0}),
     Case("micronet/micronet_m2", "MicroNet_M2", {"dropout": 0.0}),
@@ -49,6 +63,10 @@ CASES = [
     Case("shufflenetv2/shufflenetv2_x0_5", "ShuffleNetV2_x0_5"),
     Case("shufflenetv2/shufflenetv2_x1_0", "ShuffleNetV2_x1_0"),
     Case("shufflenetv2/shufflenetv2_x2_0", "ShuffleNetV2_x2_0"),
+    *(efficientnet("tf", size) for size in ("b0", "b1", "b2", "b3", "b4", "b6", "b7")),
+    *(efficientnet("tf", size) for size in ("lite0", "lite1", "lite2", "lite3")),
+    *(efficientnet("timm", size) for size in ("b0", "lite0")),
+    *(efficientnet("tv", size) for size in ("b0", "b1", "b2", "b4", "b5", "b6", "b7")),
     Case("resnext/resnext50_32x4d", "ResNeXt50_32x4d"),
     Case("resnext/resnext101_32x4d", "ResNeXt101_32x4d"),
     Case("resnext/resnext101_32x8d", "ResNeXt101_32x8d"),
@@ -111,7 +129,8 @@ def network(case: Case, expected: Fixture, tmp_path: Path) -> paddle.nn.Layer:
 def our_names(expected: Fixture, network: paddle.nn.Layer) -> dict[str, str]:
     """The reference's name of a tensor -> ours."""
     names = [row[0] for row in expected.facts["state_dict"] if not row[0].endswith("num_batches_tracked")]
-    one_each = {name: next(iter(to_paddle({name: paddle.zeros([1]).numpy()}, set()))) for name in names}
+    renamed = in_our_names({name: name for name in names}, network.state_dict())
+    one_each = {name: next(iter(to_paddle({ours: paddle.zeros([1]).numpy()}, set()))) for ours, name in renamed.items()}
     assert set(one_each.values()) == set(network.state_dict())
     return one_each
 

@@ -1,6 +1,7 @@
 """Networks: one file per architecture. Importing this package registers every builder."""
 
 from ppcls_ext.backbones import densenet as densenet
+from ppcls_ext.backbones import efficientnet as efficientnet
 from ppcls_ext.backbones import micronet as micronet
 from ppcls_ext.backbones import replknet as replknet
 from ppcls_ext.backbones import resnet_v2 as resnet_v2

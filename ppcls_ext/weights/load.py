@@ -12,6 +12,7 @@ from paddle import Tensor, nn
 
 from ppcls_ext.errors import Refused, refuse_all
 from ppcls_ext.weights.files import find_weights, read_metadata, read_tensors
+from ppcls_ext.weights.names import in_our_names
 from ppcls_ext.weights.pytorch import is_pytorch, to_paddle
 
 
@@ -51,7 +52,8 @@ def load_weights(model: nn.Layer, path: str | Path, strict: bool = True, replace
     (another number of classes) or none, all of it keeps its initial values. With strict=False whatever fits is
     loaded, and a file is refused only if that is less than half of the network's tensors.
 
-    PyTorch's conventions are recognised and converted. Raises `Refused`; prints nothing: see `LoadReport.summary`.
+    PyTorch's conventions and other projects' names are recognised and converted. Raises `Refused`; prints nothing: see
+    `LoadReport.summary`.
     """
     found = find_weights(path)
     network: dict[str, Tensor] = model.state_dict()
@@ -96,6 +98,7 @@ def _in_paddle_form(tensors: dict[str, np.ndarray], path: Path, model: nn.Layer)
         for name, layer in model.named_sublayers(include_self=True)
         if isinstance(layer, nn.Linear)
     }
+    tensors = in_our_names(tensors, model.state_dict())
     if is_pytorch(tensors, read_metadata(path), linear):
         return to_paddle(tensors, set(linear))
     return tensors
