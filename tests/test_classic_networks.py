@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -9,7 +11,7 @@ import pytest
 from networks import SMALL
 from paddle import nn
 
-from ppcls_ext import create_model
+from ppcls_ext import config, create_model
 from ppcls_ext.backbones import facts
 from ppcls_ext.errors import Refused
 
@@ -154,3 +156,22 @@ def test_a_vgg_but_for_its_head_can_be_frozen() -> None:
             parameter.stop_gradient = True
     left = [name for name, parameter in network.named_parameters() if not parameter.stop_gradient]
     assert left == ["classifier.6.weight", "classifier.6.bias"]
+
+
+# ------------------------------------------------------------------------------------------------ recipes
+
+
+def test_paddleclas_files_of_resnext_load_unchanged_and_are_our_recipes(repository: Path, shared: Path) -> None:
+    files = sorted((shared / "peers/paddleclas_configs").glob("ResNeXt*_*x4d.yaml"))
+    files = [path for path in files if "_vd_" not in path.name]  # those mix images up
+    assert files
+    for path in files:
+        theirs = config.load(path)
+        ours = config.load(repository / "configs" / f"{path.stem.lower()}.yaml")
+        assert ours.Arch == theirs.Arch
+        assert ours.Global.epochs == theirs.Global.epochs
+        assert ours.Optimizer.regularizer == theirs.Optimizer.regularizer
+        for key in ("decay_epochs", "values"):
+            assert ours.Optimizer.lr.arguments[key] == theirs.Optimizer.lr.arguments[key]
+        sizes = [each.DataLoader.Train.sampler.arguments["batch_size"] for each in (ours, theirs)]
+        assert sizes == [64, 64]

@@ -266,7 +266,7 @@ def resnext152_32x4d(num_classes: int = 1000, in_channels: int = 3) -> ResNeXt:
     return resnext([3, 8, 36, 3], 32, 4, num_classes, in_channels)
 
 
-@backbone("ResNeXt152_64x4d", plain(114_971_944, 22_939_303_936, 79.51, 94.71))
+@backbone("ResNeXt152_64x4d", plain(114_971_944, 22_939_303_936, 79.51, 94.71, decay=1.8e-4))
 def resnext152_64x4d(num_classes: int = 1000, in_channels: int = 3) -> ResNeXt:
     """ResNeXt-152 of 64 groups of width 4."""
     return resnext([3, 8, 36, 3], 64, 4, num_classes, in_channels)
