@@ -47,7 +47,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "ResNetV2": {"depths": [1, 2, 1], "width": 8},
     "VGG": {"depths": [1, 2], "widths": [8, 16], "batch_norm": True, "hidden": 24, "pooled": 3},
     "DenseNet": {"depths": [2, 3], "growth": 8, "width": 12, "bottleneck": 2},
+    "GroupMamba": {"stem_width": 8, "channels": [32, 36, 64], "depths": [1, 2, 1], "mlp_ratios": [2, 2, 2]},
 }
+
+# Parameters without a gradient by design: the class block of GroupMamba scans one token, from which nothing decays.
+WITHOUT_GRADIENT = ("post_network.*.A_logs",)
 
 
 def size_marks(name: str) -> list[pytest.MarkDecorator]:

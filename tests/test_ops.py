@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 import pytest
 from paddle import nn
 
-from ppcls_ext.ops import LargeDepthwiseConv2D, large_depthwise, large_depthwise_conv
+from ppcls_ext.ops import LargeDepthwiseConv2D, large_depthwise, large_depthwise_conv, linear_scan, selective_scan
 
 SIZES = [
     (2, 8, 31, 56, 56),
@@ -104,3 +104,79 @@ def test_a_large_convolution_exports(shape: list[int | None], tmp_path: object) 
         x = paddle.randn([n, 64, 14, 10])
         expected = nn.Conv2D.forward(layer, x).numpy()
         np.testing.assert_allclose(graph(x).numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+# ------------------------------------------------------------------------------------------------ selective scan
+
+
+def scanned_step_by_step(a: paddle.Tensor, b: paddle.Tensor) -> paddle.Tensor:
+    h, states = paddle.zeros_like(a[:, :, 0]), []
+    for t in range(a.shape[2]):
+        h = a[:, :, t] * h + b[:, :, t]
+        states.append(h)
+    return paddle.stack(states, 2)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7, 8, 49, 50, 61, 143])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
+def test_a_scan_and_its_gradients_are_those_of_single_steps(length: int, dtype: str, tolerance: float) -> None:
+    draw = np.random.default_rng(length)
+    arrays = (
+        draw.uniform(0, 1, (4, 2, length, 3)),
+        draw.normal(size=(4, 2, length, 3)),
+        draw.normal(size=(4, 2, length, 3)),
+    )
+    ours = forward_and_gradients(linear_scan, arrays, dtype)
+    for mine, other in zip(ours, forward_and_gradients(scanned_step_by_step, arrays, dtype)):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=tolerance * np.abs(other).max())
+    with paddle.no_grad():
+        a, b, _ = (paddle.to_tensor(array.astype(dtype)) for array in arrays)
+        np.testing.assert_array_equal(linear_scan(a, b).numpy(), ours[0])
+
+
+def scan_arguments(length: int) -> list[paddle.Tensor]:
+    draw = np.random.default_rng(length)
+    shapes = [(4, 2, length, 3)] * 2 + [(4, 3)] * 2 + [(4, 2, length, 1)] * 2 + [(4, 3)]
+    arrays = [draw.normal(size=shape).astype(np.float32) for shape in shapes]
+    arrays[1][0, 0, 0] = 30.0  # beyond softplus's threshold
+    arrays[3] = -np.exp(arrays[3])
+    return [paddle.to_tensor(array, stop_gradient=False) for array in arrays]
+
+
+def selective_step_by_step(*arguments: paddle.Tensor) -> paddle.Tensor:
+    u, step, bias, a, b, c, d = arguments
+    bias, a, d = (x.reshape([4, 1, 1, 3]) for x in (bias, a, d))
+    step = paddle.log1p(paddle.exp(step + bias))
+    return scanned_step_by_step(paddle.exp(step * a), step * b * u) * c + u * d
+
+
+@pytest.mark.parametrize("length", [1, 35])
+def test_a_selective_scan_and_its_gradients_are_those_of_single_steps(length: int) -> None:
+    results = []
+    for function in (selective_scan, selective_step_by_step):
+        arguments = scan_arguments(length)
+        y = function(*arguments)
+        (y * paddle.cos(paddle.arange(y.size, dtype="float32")).reshape(y.shape)).sum().backward()
+        results.append([y.numpy()] + [argument.grad.numpy() for argument in arguments])
+    for mine, other in zip(*results):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=2e-5 * np.abs(other).max())
+
+
+class Scan(nn.Layer):
+    def forward(self, u, step, bias, a, b, c, d):
+        return selective_scan(u, step, bias, a, b, c, d)
+
+
+@pytest.mark.parametrize("length", [35, None])
+def test_a_selective_scan_exports(length: int | None, tmp_path: object) -> None:
+    sizes = [[4, None, length, 3]] * 2 + [[4, 3]] * 2 + [[4, None, length, 1]] * 2 + [[4, 3]]
+    spec = [paddle.static.InputSpec(size, "float32") for size in sizes]
+    layer = Scan()
+    layer.eval()
+    paddle.jit.save(layer, str(tmp_path / "graph"), input_spec=spec)
+    graph = paddle.jit.load(str(tmp_path / "graph"))
+    graph.eval()
+    for own in (35,) if length else (1, 2, 35, 64):
+        arguments = [argument.detach() for argument in scan_arguments(own)]
+        expected = layer(*arguments).numpy()
+        np.testing.assert_allclose(graph(*arguments).numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -77,6 +77,8 @@ CASES = [
     Case("resnet/resnetv2_50", "ResNetV2_50", stage_names={"norm": "act"}),
     Case("vgg/vgg16", "VGG16", {"dropout": 0.0}),
     Case("densenet/densenet121", "DenseNet121"),
+    Case("groupmamba/groupmamba_tiny", "GroupMamba_tiny", {"drop_path": 0.0}, logits=3e-4),
+    Case("groupmamba/groupmamba_base", "GroupMamba_base", logits=3e-4),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from ppcls_ext.backbones import densenet as densenet
 from ppcls_ext.backbones import efficientnet as efficientnet
+from ppcls_ext.backbones import groupmamba as groupmamba
 from ppcls_ext.backbones import micronet as micronet
 from ppcls_ext.backbones import replknet as replknet
 from ppcls_ext.backbones import resnet_v2 as resnet_v2

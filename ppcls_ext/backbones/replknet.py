@@ -150,7 +150,7 @@ class Stage(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = checkpointed(block, x, self.checkpointing)
+            x = checkpointed(block, x, enable=self.checkpointing)
         return x
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import paddle
 from paddle import Tensor, nn
@@ -15,17 +16,17 @@ from paddle import Tensor, nn
 from ppcls_ext.layers.batch_norm import SyncBatchNorm
 
 
-def checkpointed(block: nn.Layer, x: Tensor, enable: bool = True) -> Tensor:
-    """block(x); in training, with `enable`, nothing but x is kept for the gradients."""
+def checkpointed(block: nn.Layer, x: Tensor, *others: Any, enable: bool = True) -> Tensor:
+    """block(x, *others); in training, with `enable`, nothing but x is kept for the gradients."""
     if not (enable and block.training and paddle.in_dynamic_mode() and paddle.is_grad_enabled()):
-        return block(x)
+        return block(x, *others)
     from paddle.distributed.fleet.utils import recompute
 
     def run(x: Tensor) -> Tensor:
         if not paddle.is_grad_enabled():  # the first time
-            return block(x)
+            return block(x, *others)
         with _statistics_kept(block):
-            return block(x)
+            return block(x, *others)
 
     return recompute(run, x)
 

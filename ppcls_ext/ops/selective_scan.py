@@ -1,0 +1,125 @@
+"""The selective scan of Mamba (Gu and Dao, arXiv 2312.00752) for a state of one number per channel.
+
+h[t] = a[t] h[t-1] + b[t] looks sequential, but two steps in a row are one step of the same form. The scan joins
+neighbours in pairs, scans the pairs, which are half as many, and fills in what lies between: log2(L) levels and three
+times the work of a plain loop, in whole-tensor operators. Directions or groups of one length are scanned together.
+
+Plain Paddle, in float32 at least; the graph that is exported for a known size holds the same operators, the one for
+every size a loop of log2(L) rounds.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+
+_LOOPED = 4  # so few steps are taken one by one
+
+
+# as they are: converted for a graph, a shape that is known in part would become a tensor
+@paddle.jit.not_to_static
+def selective_scan(u: Tensor, step: Tensor, bias: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """y = c h + d u with h[t] = exp(s a) h[t-1] + s b u and s = softplus(step + bias), over L.
+
+    u, step: (G, N, L, C); bias, a, d: (G, C); b, c: (G, N, L, 1) -> (G, N, L, C) of u's type, computed in float32.
+    """
+    dtype = u.dtype
+    wide = paddle.float64 if dtype == paddle.float64 else paddle.float32
+    with paddle.amp.auto_cast(enable=False) if paddle.in_dynamic_mode() else nullcontext():
+        u, step, b, c = (x.astype(wide) for x in (u, step, b, c))
+        bias, a, d = (x.astype(wide).unsqueeze([1, 2]) for x in (bias, a, d))  # (G, C) -> (G, 1, 1, C)
+        step = F.softplus(step + bias)
+        h = linear_scan(paddle.exp(step * a), step * u * b)
+        return (h * c + u * d).astype(dtype)
+
+
+@paddle.jit.not_to_static
+def linear_scan(a: Tensor, b: Tensor) -> Tensor:
+    """h[t] = a[t] h[t-1] + b[t] from h[-1] = 0: (G, N, L, C) twice -> (G, N, L, C)."""
+    if paddle.in_dynamic_mode():
+        if paddle.is_grad_enabled() and not (a.stop_gradient and b.stop_gradient):
+            return _Scan.apply(a, b)
+        return _scan(a, b)
+    return _scan(a, b) if a.shape[2] > 0 else _scan_of_any_length(a, b)
+
+
+class _Scan(paddle.autograd.PyLayer):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        h = _scan(a, b)
+        ctx.save_for_backward(a, h)
+        ctx.wanted = (not a.stop_gradient, not b.stop_gradient)
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, h = ctx.saved_tensor()
+        # what reaches h[t]: its own gradient and, through a[t+1], that of h[t+1]
+        nothing = paddle.zeros_like(a[:, :, :1])
+        reaching = _scan(paddle.concat([a[:, :, 1:], nothing], 2), gradient, backwards=True)
+        before = paddle.concat([nothing, h[:, :, :-1]], 2)
+        return reaching * before if ctx.wanted[0] else None, reaching if ctx.wanted[1] else None
+
+
+def _scan(a: Tensor, b: Tensor, backwards: bool = False) -> Tensor:
+    """The scan over axis 2, whose length is known; `backwards`: h[t] = a[t] h[t+1] + b[t]."""
+    length = a.shape[2]
+    if length <= _LOOPED:
+        return _loop(a, b, backwards)
+    if length % 2:  # one more step that nothing depends on; backwards it passes nothing on
+        rest = paddle.zeros_like(a[:, :, :1])
+        a, b = paddle.concat([a, rest], 2), paddle.concat([b, rest], 2)
+    first_a, second_a = _pairs(a)
+    first_b, second_b = _pairs(b)
+    if backwards:
+        first_a, second_a, first_b, second_b = second_a, first_a, second_b, first_b
+    after_second = _scan(first_a * second_a, second_a * first_b + second_b, backwards)
+    # the state that each pair starts from
+    nothing = paddle.zeros_like(after_second[:, :, :1])
+    if backwards:
+        start = paddle.concat([after_second[:, :, 1:], nothing], 2)
+    else:
+        start = paddle.concat([nothing, after_second[:, :, :-1]], 2)
+    after_first = first_a * start + first_b
+    halves = [after_second, after_first] if backwards else [after_first, after_second]
+    groups, n, pairs, channels = after_second.shape
+    h = paddle.stack(halves, 3).reshape([groups, n, 2 * pairs, channels])
+    return h[:, :, :length] if length % 2 else h
+
+
+def _pairs(x: Tensor) -> list[Tensor]:
+    """(G, N, L, C) -> the even and the odd steps, (G, N, L/2, C) each."""
+    groups, n, length, channels = x.shape
+    return paddle.unbind(x.reshape([groups, n, length // 2, 2, channels]), 3)
+
+
+def _loop(a: Tensor, b: Tensor, backwards: bool) -> Tensor:
+    """One step after the other."""
+    steps = list(zip(paddle.unbind(a, 2), paddle.unbind(b, 2)))
+    states: list[Tensor] = []
+    for factor, term in reversed(steps) if backwards else steps:
+        states.append(factor * states[-1] + term if states else term)
+    return paddle.stack(states[::-1] if backwards else states, 2)
+
+
+def _scan_of_any_length(a: Tensor, b: Tensor) -> Tensor:
+    """In a graph whose length is not known: each round joins every step with that 1, 2, 4 ... before it."""
+    length = paddle.shape(a)[2].astype("int64")
+    positions = paddle.arange(0, length, 1, dtype="int64")
+
+    def unfinished(distance: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return distance < length
+
+    def join(distance: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
+        before = paddle.clip(positions - distance, min=0)
+        there = (positions >= distance).astype(a.dtype).reshape([1, 1, -1, 1])
+        earlier_b = paddle.gather(b, before, axis=2) * there
+        earlier_a = paddle.gather(a, before, axis=2) * there
+        return [distance * 2, a * earlier_a, a * earlier_b + b]
+
+    start = paddle.full([1], 1, dtype="int64")
+    return paddle.static.nn.while_loop(unfinished, join, [start, a, b])[2]
