@@ -16,6 +16,7 @@ REPEATED = frozenset(
     {
         *(f"ShuffleNetV2_{size}" for size in ("x0_33", "x0_5", "x1_0", "x1_5", "x2_0", "swish")),
         *(f"EfficientNet{size}" for size in ("B1", "B2", "Lite1", "Lite2", "Lite3")),
+        "ViT_tiny_patch16_224",
     }
 )
 
@@ -48,6 +49,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "VGG": {"depths": [1, 2], "widths": [8, 16], "batch_norm": True, "hidden": 24, "pooled": 3},
     "DenseNet": {"depths": [2, 3], "growth": 8, "width": 12, "bottleneck": 2},
     "GroupMamba": {"stem_width": 8, "channels": [32, 36, 64], "depths": [1, 2, 1], "mlp_ratios": [2, 2, 2]},
+    "VisionTransformer": {"depth": 2, "width": 24, "num_heads": 3, "patch": 8, "image_size": 64},
 }
 
 # Parameters without a gradient by design: the class block of GroupMamba scans one token, from which nothing decays.
