@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
 import pytest
 
-from ppcls_ext import create_model
+from ppcls_ext import config, create_model
 from ppcls_ext.errors import Refused
 
 
@@ -50,3 +51,14 @@ def test_initial_weights_keep_the_size_of_what_passes() -> None:
     assert float(depthwise.std()) == pytest.approx((2 / 9) ** 0.5, rel=0.1)
     assert float(dense.std()) == pytest.approx((2 / 464) ** 0.5, rel=0.1)
     assert not np.any(network.fc.bias.numpy())
+
+
+def test_our_recipes_are_paddleclass(repository: Path, shared: Path) -> None:
+    files = sorted((shared / "peers/paddleclas_configs").glob("ShuffleNetV2_*.yaml"))
+    assert files
+    for path in files:
+        theirs, ours = config.load(path), config.load(repository / "configs" / f"{path.stem.lower()}.yaml")
+        assert ours.Arch == theirs.Arch
+        assert ours.Optimizer == theirs.Optimizer
+        assert ours.Global.epochs == theirs.Global.epochs
+        assert ours.DataLoader.Train.sampler == theirs.DataLoader.Train.sampler
