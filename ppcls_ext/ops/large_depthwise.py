@@ -9,8 +9,9 @@ operators also mean that it differentiates, exports and runs in float64.
 The transform of the kernel does not depend on the images: in evaluation a layer keeps it, and compares the weights
 with those that it was made of, so that new weights never meet an old transform.
 
-Forward, and forward and backward, ms, batch 2, one core, PaddlePaddle 3.3.1, Paddle's kernel and ours: see
-benchmarks/README.md.
+Forward / forward and backward, ms, batch 2, one core of a busy machine, PaddlePaddle 3.3.1, Paddle's kernel and ours:
+128 channels, kernel 31, map 56: 1181 / 2993 and 26 / 88; 256, 29, 28: 347 / 1522 and 5.2 / 25;
+512, 27, 14: 266 / 835 and 5.2 / 22; 1024, 13, 7: 38 / 115 and 1.4 / 10; 512, 5, 14: 11 / 34 and 2.2 / 9.4.
 """
 
 from __future__ import annotations

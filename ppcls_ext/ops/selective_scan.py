@@ -1,8 +1,11 @@
 """The selective scan of Mamba (Gu and Dao, arXiv 2312.00752) for a state of one number per channel.
 
 h[t] = a[t] h[t-1] + b[t] looks sequential, but two steps in a row are one step of the same form. The scan joins
-neighbours in pairs, scans the pairs, which are half as many, and fills in what lies between: log2(L) levels and three
-times the work of a plain loop, in whole-tensor operators. Directions or groups of one length are scanned together.
+neighbours in pairs, scans the pairs, which are half as many, and fills in what lies between, in whole-tensor operators;
+the last 64 pairs or fewer are taken one by one. Directions or groups of one length are scanned together.
+
+Forward, ms, one core of a busy machine, PaddlePaddle 3.3.1: ours, Hillis and Steele's log-step scan, single steps.
+(4, 1, 3136, 16): 4.6, 34.5, 147; (4, 8, 3136, 16): 29, 258, 174; (4, 1, 784, 32): 1.9, 9.4, 40.
 
 Plain Paddle, in float32 at least; the graph that is exported for a known size holds the same operators, the one for
 every size a loop of log2(L) rounds.
@@ -17,7 +20,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-_LOOPED = 4  # so few steps are taken one by one
+_LOOPED = 64  # so few steps are taken one by one: for long rows of a batch their state stays in the cache
 
 
 # as they are: converted for a graph, a shape that is known in part would become a tensor
