@@ -125,7 +125,7 @@ def train_epoch(run: Run) -> None:
                 )
                 with exchange:
                     with run.precision.autocast():
-                        logits = run.replica(images)
+                        logits = one_head(run.replica(images))
                         terms = {name: loss(logits, labels) for name, loss in run.losses.items()}
                         loss = sum(terms.values())
                     run.precision.backward(loss * (len(part) / planned))
@@ -152,6 +152,13 @@ def train_epoch(run: Run) -> None:
         meter.flush()
         run.log.info(f"[Train][Epoch {epoch}/{options.epochs}][Avg]{joined(meter.averages())}")
         run.log.record("train_epoch", position.global_step, epoch, meter.averages())
+
+
+def one_head(output: Any) -> paddle.Tensor:
+    """The logits of a network with one classifier; with a second one, for distillation, there is no loss for it yet."""
+    if not isinstance(output, paddle.Tensor):
+        raise RunFailed(f"this network has {len(output)} heads in training; train it with -o Arch.distillation=False")
+    return output
 
 
 def step_seed(seed: int, step: int) -> int:

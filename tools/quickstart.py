@@ -6,6 +6,7 @@ Every step is one of the tools, with the command that a user would type; they ca
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -39,8 +40,10 @@ def write_digits(folder: Path) -> int:
 def step(title: str, *command: object) -> None:
     """Show and run one command; a failure ends the quick start."""
     words = [str(word) for word in command]
+    # Operators this small gain nothing from a second thread, and lose much on a machine that is busy otherwise.
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
     print(f"\n=== {title}\n$ python {shlex.join(words)}", flush=True)
-    status = subprocess.run([sys.executable, *words]).returncode
+    status = subprocess.run([sys.executable, *words], env=environment).returncode
     if status:
         raise RunFailed(f"{title}: exit status {status}")
 
