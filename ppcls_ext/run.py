@@ -347,6 +347,9 @@ def take_up(run: Run, saved: Checkpoint) -> None:
 
 def describe_run(run: Run) -> None:
     """Write what the run is: resolved configuration, class map, versions, command. From here on its files change."""
+    warmup = run.config.Optimizer.lr.arguments.get("warmup_epoch", 0)
+    if warmup > run.config.Global.epochs:
+        run.log.warning(f"the warm-up ({warmup:g} epochs) is longer than the run ({run.config.Global.epochs})")
     run.log.begin(run.position.global_step, run.config.Global.use_visualdl)
     if distributed.rank() != 0:
         return

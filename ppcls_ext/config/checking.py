@@ -235,16 +235,13 @@ class Check:
                 self.say("Infer.transforms: missing; prediction has to prepare images as evaluation did")
         return InferOptions(**fields)
 
-    def run(self, options: GlobalOptions, loaders: Splits, optimizer: OptimizerOptions | None) -> None:
+    def run(self, options: GlobalOptions, loaders: Splits) -> None:
         """What has to fit together over the sections."""
         evaluates = options.eval_during_train and loaders.Eval is not None
         if options.early_stopping and not evaluates:
             self.say("Global.early_stopping: needs evaluations: Global.eval_during_train=True and DataLoader.Eval")
         if evaluates and options.start_eval_epoch > options.epochs:
             self.say(f"Global.start_eval_epoch: {options.start_eval_epoch} is after the last epoch, {options.epochs}")
-        if optimizer is not None and optimizer.lr.arguments.get("warmup_epoch", 0) > options.epochs:
-            warmup = optimizer.lr.arguments["warmup_epoch"]
-            self.say(f"Optimizer.lr.warmup_epoch: {warmup} is longer than the run, {options.epochs} epochs")
         if options.pretrained_model is not None and not self.file_of(options.pretrained_model, ".pdparams"):
             self.say(f"Global.pretrained_model: no such file: {options.pretrained_model} (.pdparams or .safetensors)")
 
@@ -275,7 +272,7 @@ class Check:
             Metric=self.terms(registry.METRICS, raw, "Metric"),
         )
         if "Train" in self.needs:
-            self.run(options, config["DataLoader"], config["Optimizer"])
+            self.run(options, config["DataLoader"])
             if not config["Loss"].Train:
                 self.say("Loss.Train: missing; for example [- CELoss: {weight: 1.0}]")
             if config["Optimizer"] is None and not raw.get("Optimizer"):
