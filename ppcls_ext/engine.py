@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ppcls_ext.device import choose_device, device_lines
 from ppcls_ext.errors import RunFailed
 from ppcls_ext.log import RunLog, joined
 from ppcls_ext.meter import Meter
+from ppcls_ext.optim import evaluation_weights
 from ppcls_ext.run import Run, build_run, choose_seed, describe_run, equalise, eval_losses, eval_metrics, finish, save
 
 
@@ -237,7 +239,7 @@ def evaluate_and_keep_best(run: Run) -> None:
     """Evaluate the weights, and their average where there is one; keep what is best."""
     position, average = run.position, run.average
     equalise(run)
-    kinds = [("eval", "Eval", "best_model", position.best, nullcontext)]
+    kinds = [("eval", "Eval", "best_model", position.best, partial(evaluation_weights, run.optimizer))]
     if average is not None:
         kinds.append(("eval_ema", "Eval][EMA", "best_model_ema", position.best_ema, average.applied))
     results = {}

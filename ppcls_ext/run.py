@@ -30,7 +30,14 @@ from ppcls_ext.device import Precision
 from ppcls_ext.errors import Refused, RunFailed
 from ppcls_ext.layers import SyncBatchNorm, convert_sync_batchnorm
 from ppcls_ext.log import RunLog
-from ppcls_ext.optim import WeightAverage, build_optimizer, load_optimizer_state, optimizer_state
+from ppcls_ext.optim import (
+    WeightAverage,
+    build_optimizer,
+    create_states,
+    evaluation_weights,
+    load_optimizer_state,
+    optimizer_state,
+)
 from ppcls_ext.registry import BACKBONES, DATASETS, LOSSES, METRICS, SAMPLERS, SCHEDULES
 from ppcls_ext.report.curves import draw_curves
 from ppcls_ext.weights import load_weights, state_arrays
@@ -108,6 +115,7 @@ def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Check
     optimizer = build_optimizer(config.Optimizer, network)
     average = WeightAverage(network, config.EMA.decay, config.EMA.warmup) if config.EMA else None
     precision = Precision(config, network, optimizer)
+    create_states(optimizer)
     replica = paddle.DataParallel(network) if world > 1 else network
     run = Run(
         config=config,
@@ -237,7 +245,8 @@ def save(run: Run, name: str) -> None:
     equalise(run)
     tensors: dict[str, dict[str, np.ndarray]] = {}
     if distributed.rank() == 0:
-        weights = state_arrays(run.network)
+        with evaluation_weights(run.optimizer):
+            weights = state_arrays(run.network)
         averaged = {**weights, **run.average.state()} if run.average is not None else {}
         if name == "best_model_ema":  # for use, not for taking up
             tensors[".pdparams"] = averaged

@@ -95,6 +95,7 @@ class OptimizerOptions(Section):
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     no_weight_decay_name: str | list[str] | None = None
     one_dim_param_no_weight_decay: bool = False
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     arguments: dict[str, Any] = {}
 
 

@@ -2,8 +2,9 @@
 
 from ppcls_ext.optim.average import WeightAverage
 from ppcls_ext.optim.clip import clip_by_global_norm
-from ppcls_ext.optim.optimizers import build_optimizer, load_optimizer_state, optimizer_state
+from ppcls_ext.optim.optimizers import build_optimizer
 from ppcls_ext.optim.schedules import Constant, Cosine, Linear, MultiStep, Piecewise
+from ppcls_ext.optim.state import create_states, evaluation_weights, load_optimizer_state, optimizer_state
 
 __all__ = [
     "Constant",
@@ -14,6 +15,8 @@ __all__ = [
     "WeightAverage",
     "build_optimizer",
     "clip_by_global_norm",
+    "create_states",
+    "evaluation_weights",
     "load_optimizer_state",
     "optimizer_state",
 ]

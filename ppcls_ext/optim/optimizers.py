@@ -1,25 +1,20 @@
-"""Paddle's optimizers behind PaddleClas's names, with weight decay per parameter and states under structured names.
-
-Decay is set on each parameter (`regularizer`) or through AdamW's own filter, never through parameter groups: Paddle
-clips and fuses group by group.
-"""
+"""The optimizers by PaddleClas's names and arguments; decay per parameter, rates set before every step."""
 
 from __future__ import annotations
 
-import inspect
-from typing import Annotated
+from typing import Annotated, Any
 
-import numpy as np
 import paddle
 from pydantic import Field
 
 from ppcls_ext.config import OptimizerOptions
-from ppcls_ext.errors import Refused, did_you_mean
+from ppcls_ext.optim.groups import decays, set_layer_rates
+from ppcls_ext.optim.own import Decayed, Lion, ScheduleFreeAdamW
 from ppcls_ext.registry import OPTIMIZERS
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Decay = Annotated[float, Field(ge=0)]
-Decayed = list[tuple[paddle.Tensor, float]]
+Epsilon = Annotated[float, Field(gt=0)]
 
 
 def _couple(parameters: Decayed) -> list[paddle.Tensor]:
@@ -54,7 +49,7 @@ def adam(
     parameters: Decayed,
     beta1: Fraction = 0.9,
     beta2: Fraction = 0.999,
-    epsilon: float = 1e-8,
+    epsilon: Epsilon = 1e-8,
     weight_decay: Decay = 0.0,
     multi_precision: bool = False,
 ) -> paddle.optimizer.Optimizer:
@@ -69,7 +64,7 @@ def adamw(
     parameters: Decayed,
     beta1: Fraction = 0.9,
     beta2: Fraction = 0.999,
-    epsilon: float = 1e-8,
+    epsilon: Epsilon = 1e-8,
     weight_decay: Decay = 0.01,
     multi_precision: bool = False,
 ) -> paddle.optimizer.Optimizer:
@@ -87,29 +82,90 @@ def adamw(
     )
 
 
-def decays(options: OptimizerOptions, network: paddle.nn.Layer) -> dict[str, float]:
-    """Weight decay of every trainable parameter by its structured name."""
-    arguments = options.arguments
-    if options.regularizer is not None:
-        decay = options.regularizer.arguments.get("coeff", 0.0)
-    else:
-        default = inspect.signature(OPTIMIZERS[options.name]).parameters["weight_decay"].default
-        decay = arguments.get("weight_decay", default)
-    given = options.no_weight_decay_name or []
-    excluded = given.split() if isinstance(given, str) else given
-    trainable = {name: p for name, p in network.named_parameters() if p.trainable}
-    for part in excluded:
-        if not any(part in name for name in trainable):
-            parts = {piece for name in trainable for piece in name.split(".")}
-            raise Refused(
-                f"Optimizer.no_weight_decay_name: '{part}' is in no parameter's name. {did_you_mean(part, parts)}"
-            )
+class _RMSProp(paddle.optimizer.RMSProp):
+    """Paddle's, whose mean square may begin at another value than 0."""
 
-    def of(name: str, parameter: paddle.Tensor) -> float:
-        free = options.one_dim_param_no_weight_decay and parameter.ndim <= 1
-        return 0.0 if free or any(part in name for part in excluded) else decay
+    initial_square = 0.0
 
-    return {name: of(name, parameter) for name, parameter in trainable.items()}
+    def _add_accumulator(self, name: str, param: paddle.Tensor, *rest: Any, **more: Any) -> paddle.Tensor:
+        if name == self._mean_square_acc_str:
+            more["fill_value"] = self.initial_square
+        return super()._add_accumulator(name, param, *rest, **more)
+
+
+@OPTIMIZERS.register("RMSProp")
+def rmsprop(
+    parameters: Decayed,
+    momentum: Fraction = 0.0,
+    rho: Fraction = 0.95,
+    epsilon: Epsilon = 1e-6,
+    weight_decay: Decay = 0.0,
+    multi_precision: bool = False,
+    initial_square: Annotated[float, Field(ge=0)] = 1.0,
+) -> paddle.optimizer.Optimizer:
+    """RMSProp in TensorFlow's form: epsilon inside the root, the rate inside the momentum, mean square from 1.
+
+    s = rho s + (1 - rho) g^2; m = momentum m + rate g / sqrt(s + epsilon); weight - m. PaddleClas begins with s = 0
+    (`initial_square: 0`), which makes its first steps 1 / sqrt(1 - rho) long in every direction.
+    """
+    optimizer = _RMSProp(0.0, rho, epsilon, momentum, parameters=_couple(parameters))
+    optimizer.initial_square = initial_square
+    optimizer._multi_precision = multi_precision
+    return optimizer
+
+
+@OPTIMIZERS.register("Lamb")
+@OPTIMIZERS.register("LAMB")
+def lamb(
+    parameters: Decayed,
+    beta1: Fraction = 0.9,
+    beta2: Fraction = 0.999,
+    epsilon: Epsilon = 1e-6,
+    weight_decay: Decay = 0.01,
+    multi_precision: bool = False,
+    always_adapt: bool = False,
+) -> paddle.optimizer.Optimizer:
+    """LAMB (arXiv 1904.00962, algorithm 2): Adam's step and the decay, scaled by |weight| / |step| for each tensor.
+
+    Tensors without decay take Adam's step as it is, unless `always_adapt`.
+    """
+    decayed = {parameter.name for parameter, decay in parameters if decay}
+    return paddle.optimizer.Lamb(
+        0.0,
+        weight_decay,
+        beta1,
+        beta2,
+        epsilon,
+        parameters=[parameter for parameter, _ in parameters],
+        exclude_from_weight_decay_fn=lambda parameter: parameter.name not in decayed,
+        multi_precision=multi_precision,
+        always_adapt=always_adapt,
+    )
+
+
+@OPTIMIZERS.register("Lion")
+def lion(
+    parameters: Decayed,
+    beta1: Fraction = 0.9,
+    beta2: Fraction = 0.99,
+    weight_decay: Decay = 0.0,
+    multi_precision: bool = False,
+) -> paddle.optimizer.Optimizer:
+    """Lion (arXiv 2302.06675): rates 3 to 10 times smaller than AdamW's, the decoupled decay as much larger."""
+    return Lion(parameters, beta1, beta2, multi_precision)
+
+
+@OPTIMIZERS.register("ScheduleFreeAdamW")
+def schedule_free_adamw(
+    parameters: Decayed,
+    beta1: Annotated[float, Field(gt=0, lt=1)] = 0.9,
+    beta2: Fraction = 0.999,
+    epsilon: Epsilon = 1e-8,
+    weight_decay: Decay = 0.0,
+    multi_precision: bool = False,
+) -> paddle.optimizer.Optimizer:
+    """Schedule-free AdamW (arXiv 2405.15682): a constant rate after the warm-up; a mean of the weights is evaluated."""
+    return ScheduleFreeAdamW(parameters, beta1, beta2, epsilon, multi_precision)
 
 
 def build_optimizer(options: OptimizerOptions, network: paddle.nn.Layer) -> paddle.optimizer.Optimizer:
@@ -119,45 +175,6 @@ def build_optimizer(options: OptimizerOptions, network: paddle.nn.Layer) -> padd
     arguments = dict(options.arguments)
     if options.regularizer is not None:
         arguments["weight_decay"] = options.regularizer.arguments.get("coeff", 0.0)
+    if options.layer_decay is not None:
+        set_layer_rates(options.layer_decay, network)
     return OPTIMIZERS[options.name](parameters, **arguments)
-
-
-# Paddle keys an optimizer's state by automatic parameter names (`conv2d_6.w_0`), which depend on what else was built in
-# the process. On the disk it is keyed by structured names.
-
-
-def _names(network: paddle.nn.Layer) -> dict[str, str]:
-    return {parameter.name: name for name, parameter in network.named_parameters()}
-
-
-def optimizer_state(optimizer: paddle.optimizer.Optimizer, network: paddle.nn.Layer) -> dict[str, np.ndarray]:
-    """{"features.0.weight:velocity_0": array, ...}."""
-    names = _names(network)
-    longest_first = sorted(names, key=len, reverse=True)
-    state = {}
-    for key, value in optimizer.state_dict().items():
-        if key == "LR_Scheduler":
-            continue
-        if key == "master_weights":
-            state |= {f"{names[name]}:master": tensor.numpy() for name, tensor in value.items()}
-            continue
-        owner = next(name for name in longest_first if key.startswith(name + "_"))
-        state[f"{names[owner]}:{key[len(owner) + 1 :]}"] = value.numpy()
-    return state
-
-
-def load_optimizer_state(
-    optimizer: paddle.optimizer.Optimizer, network: paddle.nn.Layer, arrays: dict[str, np.ndarray]
-) -> None:
-    """Take back what `optimizer_state` returned. Refuses states of parameters that the network does not have."""
-    automatic = {name: parameter.name for name, parameter in network.named_parameters()}
-    state: dict = {}
-    for key, array in arrays.items():
-        name, _, slot = key.rpartition(":")
-        if name not in automatic:
-            raise Refused(f"The optimizer's state names '{name}', which this network does not have")
-        if slot == "master":
-            state.setdefault("master_weights", {})[automatic[name]] = paddle.to_tensor(array)
-        else:
-            state[f"{automatic[name]}_{slot}"] = paddle.to_tensor(array)
-    optimizer.set_state_dict(state)

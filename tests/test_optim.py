@@ -1,0 +1,241 @@
+"""Optimizers: each against its paper's formula in numpy, its state saved and taken back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from ppcls_ext import config
+from ppcls_ext.errors import Refused
+from ppcls_ext.optim import build_optimizer, create_states, evaluation_weights, load_optimizer_state, optimizer_state
+from ppcls_ext.registry import OPTIMIZERS
+
+RATES = [0.0, 0.1, 0.2, 0.2, 0.05, 0.1]  # the first of a warm-up is 0
+Array = np.ndarray
+# state of one weight: update(weight, gradient, rate, decay, state, step from 1) -> the new weight
+Update = Callable[[Array, Array, float, float, dict[str, Any], int], Array]
+
+
+def sgd(w: Array, g: Array, rate: float, decay: float, s: dict[str, Any], t: int) -> Array:
+    return w - rate * (g + decay * w)
+
+
+def momentum(w: Array, g: Array, rate: float, decay: float, s: dict[str, Any], t: int) -> Array:
+    s["v"] = 0.9 * s.get("v", 0) + g + decay * w
+    return w - rate * s["v"]
+
+
+def nesterov(w: Array, g: Array, rate: float, decay: float, s: dict[str, Any], t: int) -> Array:
+    g = g + decay * w
+    s["v"] = 0.9 * s.get("v", 0) + g
+    return w - rate * (g + 0.9 * s["v"])
+
+
+def adam_step(g: Array, s: dict[str, Any], t: int, epsilon: float) -> Array:
+    s["m"] = 0.9 * s.get("m", 0) + 0.1 * g
+    s["v"] = 0.999 * s.get("v", 0) + 0.001 * g * g
+    return s["m"] / (1 - 0.9**t) / (np.sqrt(s["v"] / (1 - 0.999**t)) + epsilon)
+
+
+def adam(w: Array, g: Array, rate: float, decay: float, s: dict[str, Any], t: int) -> Array:
+    return w - rate * adam_step(g + decay * w, s, t, 1e-8)
+
+
+def adamw(w: Array, g: Array, rate: float, decay: float, s: dict[str, Any], t: int) -> Array:
+    return w * (1 - rate * decay) - rate * adam_step(g, s, t, 1e-8)
+
+
+def rmsprop_from(first: float) -> Update:
+    def rmsprop(w: Array, g: Array, rate: float, decay: float, s: dict[str, Any], t: int) -> Array:
+        g = g + decay * w
+        s["s"] = 0.9 * s.get("s", first) + 0.1 * g * g
+        s["m"] = 0.8 * s.get("m", 0) + rate * g / np.sqrt(s["s"] + 1e-3)
+        return w - s["m"]
+
+    return rmsprop
+
+
+def lamb(w: Array, g: Array, rate: float, decay: float, s: dict[str, Any], t: int) -> Array:
+    step = adam_step(g, s, t, 1e-6) + decay * w
+    trust = np.linalg.norm(w) / np.linalg.norm(step) if decay else 1.0
+    return w - rate * trust * step
+
+
+def lion(w: Array, g: Array, rate: float, decay: float, s: dict[str, Any], t: int) -> Array:
+    m = s.get("m", np.zeros_like(g))
+    s["m"] = 0.99 * m + 0.01 * g
+    return w - rate * (np.sign(0.9 * m + 0.1 * g) + decay * w)
+
+
+def schedule_free(w: Array, g: Array, rate: float, decay: float, s: dict[str, Any], t: int) -> Array:
+    z, x = s.get("z", w), s.get("x", w)
+    s["v"] = 0.999 * s.get("v", 0) + 0.001 * g * g
+    rate = rate * math.sqrt(1 - 0.999**t)
+    z = z - rate * (g / (np.sqrt(s["v"]) + 1e-8) + decay * w)
+    s["rates"] = s.get("rates", 0) + rate**2
+    share = rate**2 / s["rates"] if s["rates"] else 0
+    s["z"], s["x"] = z, (1 - share) * x + share * z
+    return 0.1 * s["z"] + 0.9 * s["x"]
+
+
+FORMULAS: list[tuple[str, dict[str, Any], Update]] = [
+    ("SGD", {}, sgd),
+    ("Momentum", {"momentum": 0.9}, momentum),
+    ("Momentum", {"momentum": 0.9, "use_nesterov": True}, nesterov),
+    ("Adam", {}, adam),
+    ("AdamW", {}, adamw),
+    ("RMSProp", {"momentum": 0.8, "rho": 0.9, "epsilon": 1e-3}, rmsprop_from(1.0)),
+    ("RMSProp", {"momentum": 0.8, "rho": 0.9, "epsilon": 1e-3, "initial_square": 0.0}, rmsprop_from(0.0)),
+    ("LAMB", {}, lamb),
+    ("Lion", {}, lion),
+    ("ScheduleFreeAdamW", {}, schedule_free),
+]
+IDS = [f"{name} {' '.join(map(str, given.values()))}" for name, given, _ in FORMULAS]
+
+
+def options(name: str, arguments: dict[str, Any] | None = None, **more: Any) -> config.OptimizerOptions:
+    lr = config.Component(name="Constant", arguments={"learning_rate": 0.1})
+    return config.OptimizerOptions(name=name, lr=lr, arguments=arguments or {}, **more)
+
+
+class Small(paddle.nn.Layer):
+    """Three layer groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = (paddle.nn.Linear(3, 3) for _ in range(3))
+
+    def layer_groups(self) -> list[tuple[str, list[str]]]:
+        return [("stem", ["stem."]), ("body", ["body."]), ("head", ["head."])]
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.head(self.body(self.stem(x)).tanh())
+
+
+def small(seed: int = 0) -> Small:
+    paddle.seed(seed)
+    network = Small()
+    for parameter in network.parameters():
+        parameter.set_value(paddle.randn(parameter.shape))
+    return network
+
+
+def step(network: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer, number: int) -> dict[str, Array]:
+    """One step on inputs of its own; the gradients."""
+    x = np.random.default_rng(number).standard_normal((4, 3)).astype(np.float32)
+    (network(paddle.to_tensor(x)) ** 2).sum().backward()
+    gradients = {name: p.grad.numpy().copy() for name, p in network.named_parameters()}
+    optimizer.set_lr(RATES[number])
+    optimizer.step()
+    optimizer.clear_grad()
+    return gradients
+
+
+@pytest.mark.parametrize(("name", "arguments", "update"), FORMULAS, ids=IDS)
+def test_an_optimizer_takes_the_steps_of_its_paper(name: str, arguments: dict[str, Any], update: Update) -> None:
+    network = small()
+    given = options(name, {**arguments, "weight_decay": 0.05}, one_dim_param_no_weight_decay=True, layer_decay=0.5)
+    optimizer = build_optimizer(given, network)
+    create_states(optimizer)
+    weights = {key: p.numpy().astype(np.float64) for key, p in network.named_parameters()}
+    states: dict[str, dict[str, Any]] = {key: {} for key in weights}
+    factor = {"stem": 0.25, "body": 0.5, "head": 1.0}
+    for number, rate in enumerate(RATES):
+        gradients = step(network, optimizer, number)
+        for key, w in weights.items():
+            decay = 0.05 if key.endswith("weight") else 0.0
+            weights[key] = update(w, gradients[key], rate * factor[key.split(".")[0]], decay, states[key], number + 1)
+        for key, p in network.named_parameters():
+            np.testing.assert_allclose(p.numpy(), weights[key], rtol=2e-4, atol=2e-5, err_msg=f"{key}, step {number}")
+    with evaluation_weights(optimizer):
+        for key, p in network.named_parameters():
+            np.testing.assert_allclose(p.numpy(), states[key].get("x", weights[key]), rtol=2e-4, atol=2e-5)
+
+
+def test_every_optimizer_has_its_formula_here() -> None:
+    assert {name for name, *_ in FORMULAS} | {"Lamb"} == set(OPTIMIZERS)
+
+
+@pytest.mark.parametrize(("name", "arguments", "update"), FORMULAS, ids=IDS)
+def test_an_optimizer_taken_up_goes_on_with_the_same_bits(name: str, arguments: dict[str, Any], update: Update) -> None:
+    def fresh() -> tuple[Small, paddle.optimizer.Optimizer]:
+        network = small()
+        for parameter in network.stem.parameters():  # frozen at first
+            parameter.stop_gradient = False
+        optimizer = build_optimizer(options(name, arguments), network)
+        network.stem.weight.stop_gradient = network.stem.bias.stop_gradient = True
+        create_states(optimizer)
+        return network, optimizer
+
+    def go(network: Small, optimizer: paddle.optimizer.Optimizer, numbers: range) -> None:
+        for number in numbers:
+            if number == 3:
+                network.stem.weight.stop_gradient = network.stem.bias.stop_gradient = False
+            x = np.random.default_rng(number).standard_normal((4, 3)).astype(np.float32)
+            (network(paddle.to_tensor(x)) ** 2).sum().backward()
+            optimizer.set_lr(RATES[number])
+            optimizer.step()
+            optimizer.clear_grad()
+
+    whole, its_optimizer = fresh()
+    go(whole, its_optimizer, range(3))
+    with evaluation_weights(its_optimizer):
+        weights = {key: value.numpy().copy() for key, value in whole.state_dict().items()}
+    state = optimizer_state(its_optimizer, whole)
+    go(whole, its_optimizer, range(3, 6))
+    other, other_optimizer = fresh()
+    other.set_state_dict(weights)
+    load_optimizer_state(other_optimizer, other, state)
+    go(other, other_optimizer, range(3, 6))
+    for key, value in whole.state_dict().items():
+        assert value.numpy().tobytes() == other.state_dict()[key].numpy().tobytes(), key
+    for key, array in optimizer_state(its_optimizer, whole).items():
+        assert array.tobytes() == optimizer_state(other_optimizer, other)[key].tobytes(), key
+
+
+def test_a_state_without_a_parameter_that_trains_now_is_refused() -> None:
+    network = small()
+    network.stem.weight.stop_gradient = True
+    optimizer = build_optimizer(options("Momentum"), network)
+    create_states(optimizer)
+    state = optimizer_state(optimizer, network)
+    network.stem.weight.stop_gradient = False
+    more = build_optimizer(options("Momentum"), network)
+    create_states(more)
+    with pytest.raises(Refused, match="holds nothing of 'stem.weight', which trains now; start from the weights"):
+        load_optimizer_state(more, network, state)
+
+
+@pytest.mark.parametrize("name", ["Lion", "ScheduleFreeAdamW"])
+def test_half_precision_weights_have_float32_masters(name: str) -> None:
+    layer = paddle.nn.Linear(2, 2)
+    layer.weight.set_value(paddle.ones([2, 2]))
+    layer.to(dtype="bfloat16")
+    optimizer = build_optimizer(options(name, {"multi_precision": True}), layer)
+    create_states(optimizer)
+    for _ in range(8):  # steps of 1e-3 are lost in bfloat16, whose numbers near 1 are 1/256 apart
+        layer.weight.grad = paddle.ones([2, 2], "bfloat16")
+        layer.bias.grad = paddle.ones([2], "bfloat16")
+        optimizer.set_lr(1e-3)
+        optimizer.step()
+    master = optimizer_state(optimizer, layer)["weight:master"]
+    assert master.dtype == np.float32 and (master < 1 - 1e-4).all()
+    if name == "Lion":
+        np.testing.assert_allclose(master, 1 - 8e-3, rtol=1e-5)
+        np.testing.assert_allclose(layer.weight.astype("float32").numpy(), 1 - 8e-3, atol=2**-8)
+
+
+def test_every_optimizer_of_paddleclas_own_files_resolves(shared: Path) -> None:
+    names = set()
+    for path in sorted((shared / "peers/paddleclas_configs").glob("*.yaml")):
+        try:
+            names.add(config.load(path).Optimizer.name)
+        except Refused as refused:
+            assert "Optimizer" not in str(refused)
+    assert names
