@@ -112,6 +112,21 @@ def test_every_kind_of_file_becomes_gray_or_rgba_when_the_network_takes_that(kin
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_a_jpeg_has_the_pixels_that_pillow_gives_it(
+    backend: str, mode: str, progressive: bool, subsampling: int
+) -> None:
+    for width, height in ((64, 48), (61, 47), (17, 33), (2, 7), (1, 1)):
+        for quality in (40, 90):
+            picture = Image.fromarray(RGB[:height, :width]).convert(mode)
+            encoded = encode(picture, "JPEG", quality=quality, progressive=progressive, subsampling=subsampling)
+            theirs = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+            assert np.array_equal(DecodeImage(backend=backend)(encoded), theirs), (width, height, quality)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["RGB PNG", "JPEG", "RGBA PNG", "RGBA TIFF"])
 def test_bgr_and_channels_first_are_rgb_reordered(backend: str, kind: str) -> None:
     encoded = KINDS[kind][0]()

@@ -1,6 +1,7 @@
 """DecodeImage: bytes of an image file -> pixels, upright, with the channels that the network takes.
 
-The same for both back ends, which differ by at most a level or two:
+The same for both back ends, which differ by at most a level or two, and in a JPEG not at all: libjpeg-turbo decodes
+it for both, called by OpenCV, which is the faster way to the same pixels (a test compares them with Pillow's).
 - EXIF orientation is applied; an EXIF block that cannot be read says nothing.
 - Gray is repeated to 3 channels; colour becomes gray by the ITU-R 601 weights (a JPEG's own luma).
 - Palettes are looked up, CMYK becomes RGB (inverted values, as Adobe writes them in a JPEG, are understood).
@@ -30,10 +31,13 @@ from ppcls_ext.transforms.flow import Backend, DecodeError, Flow, check_backend
 Channels = Annotated[Literal[1, 3, 4] | None, "1 (gray), 3 (RGB) or 4 (RGBA)"]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
-# What OpenCV's decoders read as Pillow does, if no alpha is wanted. OpenCV multiplies a TIFF's colours by its alpha,
-# overlooks the transparent level of a gray PNG, and has no ICO, GIF or AVIF (the latter two by version): whatever is
-# not listed, and all images with four channels, Pillow reads for both back ends.
-OPENCV_FORMATS = frozenset({"JPEG", "MPO", "PNG", "BMP", "WEBP"})
+# What OpenCV reads for each back end, if no alpha is wanted; Pillow reads the rest for both. OpenCV multiplies a TIFF's
+# colours by its alpha, overlooks the transparent level of a gray PNG, and has no ICO, GIF or AVIF (the latter two by
+# version).
+OPENCV_FORMATS = {
+    "cv2": frozenset({"JPEG", "MPO", "PNG", "BMP", "WEBP"}),
+    "pil": frozenset({"JPEG", "MPO"}),
+}
 
 # Pillow would start another program to draw these.
 VECTOR_FORMATS = frozenset({"EPS", "WMF", "EMF"})
@@ -44,15 +48,6 @@ _DAMAGED = (
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
 
-_UPRIGHT = {  # EXIF orientation: what has to be done
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _ORIENTATION_TAG = 274
 _AT_MOST_16_BITS = frozenset({"PNG", "PPM"})  # in Pillow's 32-bit mode nevertheless
 _MAY_HOLD_ORIENTATION = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
@@ -65,7 +60,7 @@ class DecodeImage:
 
     RGB, or BGR if `to_rgb` is False. An array is taken as bytes if it has one dimension, else as a decoded RGB (or
     gray, or RGBA) uint8 image. `to_np` chooses PaddleClas's container between operators and changes no pixel: here
-    a Pillow image is kept as long as Pillow works on it. Raises `DecodeError`.
+    it is an array. Raises `DecodeError`.
     """
 
     to_rgb: bool = True
@@ -90,25 +85,11 @@ class DecodeImage:
     def __call__(self, encoded: bytes | np.ndarray) -> np.ndarray:
         if isinstance(encoded, np.ndarray) and encoded.ndim != 1:
             image = _ordered(in_channels(encoded, self.channels), self.to_rgb)
-        elif self.backend == "pil":
-            image = _ordered(np.asarray(open_with_pillow(encoded, self.channels)), self.to_rgb)
         else:
-            image = open_with_opencv(encoded, self.channels, self.to_rgb)
+            image = decode(encoded, self.channels, self.to_rgb, self.backend)
         if image.ndim == 2:
             image = image[:, :, None]
         return np.ascontiguousarray(image.transpose(2, 0, 1)) if self.channel_first else image
-
-    @property
-    def pillow_can_stay(self) -> bool:
-        """Whether `to_pillow` may stand for a call when Pillow's resizing is next."""
-        # Of RGBA Pillow would weight the colours by alpha when it resizes; an array's channels are resized alike.
-        return self.backend == "pil" and self.to_rgb and not self.channel_first and self.channels != 4
-
-    def to_pillow(self, encoded: bytes | np.ndarray) -> Image.Image | np.ndarray:
-        """The same pixels as a Pillow image, which spares two copies of them; a decoded array stays one."""
-        if isinstance(encoded, np.ndarray) and encoded.ndim != 1:
-            return in_channels(encoded, self.channels)
-        return open_with_pillow(encoded, self.channels)
 
 
 def in_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -128,36 +109,32 @@ def _shape(image: np.ndarray) -> str:
     return f"{image.dtype} {tuple(image.shape)}"
 
 
-def open_with_pillow(encoded: bytes | np.ndarray, channels: int) -> Image.Image:
-    """The upright image in mode L, RGB or RGBA, read."""
-    image = _open(encoded)
-    image.decodermaxblock = len(encoded)  # one piece instead of 64 kB at a time: 2 to 3 % of a JPEG's decoding
-    try:
-        if channels == 1:
-            image.draft("L", None)  # a JPEG's luma, without decoding its colours
-        image.load()
-        orientation = _orientation(image, encoded)
-        image = _in_mode(image, MODES[channels])
-    except DecodeError:
-        raise
-    except _DAMAGED as error:
-        raise _damaged(image, encoded, error) from error
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-
-
-def open_with_opencv(encoded: bytes | np.ndarray, channels: int, to_rgb: bool) -> np.ndarray:
-    """The upright image (H, W) or (H, W, channels), RGB or BGR, decoded by OpenCV where it reads the format right."""
+def decode(encoded: bytes | np.ndarray, channels: int, to_rgb: bool, backend: str) -> np.ndarray:
+    """The upright image, uint8 (H, W) or (H, W, channels), RGB or BGR, by the faster library that reads it right."""
     header = _open(encoded)
-    if header.format not in OPENCV_FORMATS or channels == 4:
-        return _ordered(np.asarray(open_with_pillow(encoded, channels)), to_rgb)
     try:
         orientation = _orientation(header, encoded)
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _FLAGS[channels, to_rgb])
+        # Pillow reads CMYK, where libjpeg-turbo leaves the conversion to its caller.
+        if header.format in OPENCV_FORMATS[backend] and channels != 4 and header.mode != "CMYK":
+            image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _FLAGS[channels, to_rgb])
+        else:
+            image = _ordered(np.asarray(_loaded(header, len(encoded), channels)), to_rgb)
+    except DecodeError:
+        raise
     except (cv2.error, *_DAMAGED) as error:
         raise _damaged(header, encoded, error) from error
     if image is None:
         raise _damaged(header, encoded, "truncated or damaged")
-    return _upright(image, orientation) if orientation in _UPRIGHT else image
+    return _upright(image, orientation)
+
+
+def _loaded(image: ImageFile.ImageFile, size: int, channels: int) -> Image.Image:
+    """The pixels of a file of `size` bytes, read by Pillow, in mode L, RGB or RGBA."""
+    image.decodermaxblock = size  # one piece instead of 64 kB at a time
+    if channels == 1:
+        image.draft("L", None)  # a JPEG's luma, without decoding its colours
+    image.load()
+    return _in_mode(image, MODES[channels])
 
 
 # By (channels, to_rgb). IMREAD_COLOR_RGB came with OpenCV 4.11, which is also the first to give nothing for a truncated
@@ -230,8 +207,8 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """What `_UPRIGHT` says, for an array (H, W) or (H, W, C)."""
-    if orientation >= 5:
+    """An array (H, W) or (H, W, C) turned as EXIF's orientation 2 to 8 says; other numbers say nothing."""
+    if orientation in (5, 6, 7, 8):
         image = cv2.transpose(image)
     if orientation in (2, 3, 6, 7):
         image = cv2.flip(image, 1)

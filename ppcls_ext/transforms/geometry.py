@@ -64,13 +64,12 @@ def width_and_height(size: int | list[int]) -> tuple[int, int]:
     return width, height
 
 
-def resize(image: np.ndarray | Image.Image, size: tuple[int, int], interpolation: str, backend: str) -> np.ndarray:
+def resize(image: np.ndarray, size: tuple[int, int], interpolation: str, backend: str) -> np.ndarray:
     """To uint8 (height, width, C), where size is (width, height)."""
     if backend == "cv2":
         result = cv2.resize(image, size, interpolation=_CODES["cv2"][interpolation])
     else:
-        picture = image if isinstance(image, Image.Image) else to_picture(image)
-        result = pixels_of(picture.resize(size, _CODES["pil"][interpolation]))
+        result = pixels_of(to_picture(image).resize(size, _CODES["pil"][interpolation]))
     return result if result.ndim == 3 else result[:, :, None]
 
 
@@ -81,9 +80,12 @@ def pixels_of(picture: Image.Image) -> np.ndarray:
 
 def to_picture(image: np.ndarray) -> Image.Image:
     """A Pillow image whose channels are resized alike, for uint8 (H, W, 1 or 3 or 4)."""
-    if image.shape[2] == 4:  # as RGBX: of RGBA, Pillow weights the colours by alpha
-        return Image.frombytes("RGBX", image.shape[1::-1], image.tobytes())
-    return Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
+    height, width, channels = image.shape
+    if channels == 3 and image.strides[1:] == (3, 1) and image.strides[0] > 0:  # a crop is read where it lies
+        whole = np.lib.stride_tricks.as_strided(image, ((height - 1) * image.strides[0] + 3 * width,), (1,))
+        return Image.frombuffer("RGB", (width, height), whole, "raw", "RGB", image.strides[0], 1)
+    mode = {1: "L", 3: "RGB", 4: "RGBX"}[channels]  # RGBX: of RGBA, Pillow weights the colours by alpha
+    return Image.frombytes(mode, (width, height), image.tobytes())
 
 
 @TRANSFORMS.register("ResizeImage")
@@ -119,9 +121,9 @@ class ResizeImage:
         width, height = width_and_height(self.size)
         return replace(before, width=width, height=height, short_side=min(width, height))
 
-    def __call__(self, image: np.ndarray | Image.Image) -> np.ndarray:
+    def __call__(self, image: np.ndarray) -> np.ndarray:
         if self.size is None:
-            size = self._by_short_side(*size_of(image))
+            size = self._by_short_side(*image.shape[1::-1])
         else:
             size = width_and_height(self.size)
         return resize(image, size, self.interpolation, self.backend)
@@ -135,11 +137,6 @@ class ResizeImage:
                 f"resize_short {self.resize_short}; remove it, or give ResizeImage.size"
             )
         return size
-
-
-def size_of(image: np.ndarray | Image.Image) -> tuple[int, int]:
-    """(width, height)."""
-    return image.size if isinstance(image, Image.Image) else image.shape[1::-1]
 
 
 @TRANSFORMS.register("CropImage")
@@ -174,7 +171,7 @@ class CropImage:
         return replace(before, width=width, height=height, short_side=min(width, height))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        (width, height), (w, h) = size_of(image), self._size
+        (width, height), (w, h) = image.shape[1::-1], self._size
         if w > width or h > height:
             raise DecodeError(
                 f"CropImage: the image is {width}x{height} (width x height), smaller than the crop of {w}x{h}; put "
@@ -220,16 +217,12 @@ class RandCropImage:
         width, height = self._size
         return replace(before, width=width, height=height, short_side=min(width, height))
 
-    def __call__(self, image: np.ndarray | Image.Image, rng: np.random.Generator) -> np.ndarray:
-        x, y, w, h = self.box(*size_of(image), rng)
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        x, y, w, h = self.box(*image.shape[1::-1], rng)
         interpolation = self.interpolation
         if interpolation == "random":
             interpolation = _RANDOM_INTERPOLATIONS[rng.integers(2)]
-        if isinstance(image, Image.Image):
-            part = image.crop((x, y, x + w, y + h))
-        else:
-            part = image[y : y + h, x : x + w]
-        return resize(part, self._size, interpolation, self.backend)
+        return resize(image[y : y + h, x : x + w], self._size, interpolation, self.backend)
 
     def box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """A random (x, y, width, height) inside the image."""

@@ -12,9 +12,7 @@ import numpy as np
 from ppcls_ext.errors import Refused, refuse_all
 from ppcls_ext.registry import TRANSFORMS, check_arguments
 from ppcls_ext.transforms.color import IMAGENET_MEAN, NormalizeImage, ToCHWImage
-from ppcls_ext.transforms.decode import DecodeImage
 from ppcls_ext.transforms.flow import Flow
-from ppcls_ext.transforms.geometry import RandCropImage, ResizeImage
 
 
 class Transform(Protocol):
@@ -59,17 +57,11 @@ def _steps(operators: list[Transform]) -> list[tuple[Callable[..., Any], bool]]:
     """The calls to make, and whether each takes a generator. Two neighbours that can share work make one step."""
     steps: list[tuple[Callable[..., Any], bool]] = []
     for before, operator, after in zip([None, *operators], operators, [*operators[1:], None]):
-        if isinstance(operator, DecodeImage) and operator.pillow_can_stay and _resizes_with_pillow(after):
-            steps.append((operator.to_pillow, False))
-        elif isinstance(operator, NormalizeImage) and isinstance(after, ToCHWImage):
+        if isinstance(operator, NormalizeImage) and isinstance(after, ToCHWImage):
             steps.append((operator.to_chw, False))
         elif not (isinstance(operator, ToCHWImage) and isinstance(before, NormalizeImage)):
             steps.append((operator, operator.random))
     return steps
-
-
-def _resizes_with_pillow(operator: Transform | None) -> bool:
-    return isinstance(operator, (ResizeImage, RandCropImage)) and operator.backend == "pil"
 
 
 def build_transforms(ops: list[dict[str, dict[str, Any] | None]], channels: int = 3) -> Pipeline:
