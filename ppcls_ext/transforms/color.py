@@ -69,9 +69,7 @@ class NormalizeImage:
         before.need_decoded()
         if before.normalized:
             raise Refused("stands twice; join the two into one")
-        if self.order is not None and (self.order == "chw") != (before.layout == "chw"):
-            here, order = ("(C, H, W)", "chw") if before.layout == "chw" else ("(H, W, C)", "''")
-            raise Refused(f"order: '{self.order}', but the image is {here} here; write order: {order}")
+        before.need_order(self.order)
         if len(self.mean) != before.channels:
             raise Refused(
                 f"mean: {_count(len(self.mean), 'value')} for images with {_count(before.channels, 'channel')}; "

@@ -28,6 +28,12 @@ def check_backend(backend: str) -> None:
         raise Refused(f"backend: expected one of 'cv2', 'pil', got {backend!r}")
 
 
+def need_probability(argument: str, value: float) -> None:
+    """Refuse what is no probability."""
+    if not 0 <= value <= 1:
+        raise Refused(f"{argument}: expected a probability, 0 to 1, got {value}")
+
+
 @dataclass(frozen=True)
 class Flow:
     """What every image has in common at one place between two operators.
@@ -58,3 +64,9 @@ class Flow:
                 "needs (H, W, C), but the image is (C, H, W) here; move it before ToCHWImage, "
                 "and leave DecodeImage.channel_first False"
             )
+
+    def need_order(self, order: str | None) -> None:
+        """Refuse an `order` argument ('chw'; '' and 'hwc' mean the other) that is not the image's here."""
+        if order is not None and (order == "chw") != (self.layout == "chw"):
+            here, right = ("(C, H, W)", "chw") if self.layout == "chw" else ("(H, W, C)", "''")
+            raise Refused(f"order: '{order}', but the image is {here} here; write order: {right}")

@@ -56,6 +56,11 @@ def interpolation_name(interpolation: str | int | None, backend: str, also: tupl
     )
 
 
+def interpolation_code(interpolation: str | int, backend: str) -> int:
+    """The back end's own number of an interpolation."""
+    return int(_CODES[backend][interpolation_name(interpolation, backend)])
+
+
 def width_and_height(size: int | list[int]) -> tuple[int, int]:
     """(width, height) of a size argument."""
     width, height = (size, size) if isinstance(size, int) else size if len(size) == 2 else (0, 0)

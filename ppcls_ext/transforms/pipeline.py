@@ -122,7 +122,7 @@ def _decoded_channels(ops: list[Any], channels: int) -> int:
 def _placed(operator: Transform, before: Flow) -> tuple[Flow, Transform]:
     """What follows the operator, and the operator with what its place decides."""
     after = operator.flow(before)
-    if isinstance(operator, NormalizeImage) and operator.order is None:
+    if getattr(operator, "order", "") is None:
         operator = dataclasses.replace(operator, order=before.layout)
     return after, operator
 
@@ -156,4 +156,4 @@ def _operator(op: Any, place: str, channels: int) -> tuple[Transform | None, lis
 
 def _at(place: str, error: Refused) -> str:
     """'place.argument: what' or 'place: what'; an operator's message opens with the argument if it is about one."""
-    return f"{place}.{error}" if re.match(r"[a-z_]+: ", str(error)) else f"{place}: {error}"
+    return f"{place}.{error}" if re.match(r"\w+: ", str(error)) else f"{place}: {error}"
