@@ -1,7 +1,8 @@
 """A trained network as a static graph that is known to answer as the network does.
 
-The graph is written into a folder aside, served there by Paddle Inference, and compared with the network on real
-images. Only if every answer agrees do the files take their places; a model that differs is not left behind.
+A network that can merge its branches (`reparameterize`) is merged first. The graph is written into a folder aside,
+served there by Paddle Inference, and compared on real images with the network as it was trained, branches and all.
+Only if every answer agrees do the files take their places; a model that differs is not left behind.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Exported:
 
     folder: Path
     loaded: str
+    merged: int | None  # tensors that are left of the network after merging; None if it has nothing to merge
     compared: list[str]
     largest_difference: float
 
@@ -66,6 +68,8 @@ def export(config: Config) -> Exported:
             f"Global.image_shape is {config.Global.image_shape}, but Infer.transforms make images of "
             f"{list(images.shape[1:])}: set -o Global.image_shape='{list(images.shape[1:])}' or change the transforms"
         )
+    expected = answers(network, images)
+    merged = merge_branches(network)
     folder = Path(config.Global.save_inference_dir)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / ".new"
@@ -75,11 +79,26 @@ def export(config: Config) -> Exported:
         write_graph(network, config.Global.image_shape, aside)
         class_names = class_names_of(config, metadata, network.num_classes)
         write_file(aside / DESCRIPTION_FILE, describe(config, pipeline, class_names, aside))
-        difference = compare(network, ServedModel(aside), images, files)
+        difference = compare(ServedModel(aside), images, expected, files)
         take_places(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return Exported(folder, loaded, files, difference)
+    return Exported(folder, loaded, merged, files, difference)
+
+
+def answers(network: paddle.nn.Layer, images: np.ndarray) -> np.ndarray:
+    """Probabilities that the network itself gives: (N, C, H, W) -> (N, classes)."""
+    with paddle.no_grad():
+        return paddle.nn.functional.softmax(network(paddle.to_tensor(images)), axis=-1).numpy()
+
+
+def merge_branches(network: paddle.nn.Layer) -> int | None:
+    """Let the network merge its branches, in place; how many tensors it then has, None if it is merged as it stands."""
+    before = len(network.state_dict())
+    if hasattr(network, "reparameterize"):
+        network.reparameterize()
+    after = len(network.state_dict())
+    return after if after != before else None
 
 
 def real_images(config: Config, pipeline: Pipeline) -> tuple[list[str], np.ndarray]:
@@ -125,19 +144,17 @@ def describe(config: Config, pipeline: Pipeline, class_names: list[str] | None, 
     return yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
 
 
-def compare(network: paddle.nn.Layer, served: ServedModel, images: np.ndarray, files: list[str]) -> float:
+def compare(served: ServedModel, images: np.ndarray, expected: np.ndarray, files: list[str]) -> float:
     """The largest difference of probabilities, over all images at once and the first alone (the batch is dynamic).
 
     Raises `RunFailed` when one is too large.
     """
     largest = 0.0
-    for batch in (images, images[:1]):
-        with paddle.no_grad():
-            expected = paddle.nn.functional.softmax(network(paddle.to_tensor(batch)), axis=-1).numpy()
-        got = served.probabilities(batch)
-        difference = np.abs(got - expected)
-        wrong = (difference > ABSOLUTE + RELATIVE * np.abs(expected)) | ~np.isfinite(got)
-        if got.shape != expected.shape or wrong.any():
+    for count in (len(images), 1):
+        got = served.probabilities(images[:count])
+        difference = np.abs(got - expected[:count])
+        wrong = (difference > ABSOLUTE + RELATIVE * np.abs(expected[:count])) | ~np.isfinite(got)
+        if got.shape != expected[:count].shape or wrong.any():
             worst = int(wrong.any(axis=-1).argmax())
             raise RunFailed(
                 f"the static model differs from the trained one by up to {difference.max():.3g} "

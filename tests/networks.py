@@ -1,10 +1,13 @@
-"""Which networks the tests run over: what is small by default, what is large with `-m slow`."""
+"""Which networks the tests run over: what is small by default, what is large with `-m slow`; and what goes in."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import paddle
 import pytest
+from paddle import nn
 
 from ppcls_ext.backbones import facts, published_names
 
@@ -77,3 +80,28 @@ def all_params() -> list[Any]:
         marks = [pytest.mark.slow] if name in STOOD_FOR else size_marks(name)
         published.append(pytest.param((name, {}), marks=marks, id=name))
     return small + published
+
+
+def images(n: int = 2, channels: int = 3, height: int = 64, width: int = 64) -> paddle.Tensor:
+    draw = np.random.default_rng([n, channels, height, width])
+    return paddle.to_tensor(draw.normal(size=(n, channels, height, width)).astype(np.float32))
+
+
+def lively(network: nn.Layer) -> nn.Layer:
+    """The network with weights and statistics that keep signals of size 1, so that differences show in the logits."""
+    draw = np.random.default_rng(0)
+    for parameter in network.parameters():
+        if parameter.trainable and parameter.ndim > 1:
+            # (out, in, k, l) of a convolution, (in, out) of a linear layer
+            fan_in = int(np.prod(parameter.shape[1:])) if parameter.ndim == 4 else parameter.shape[0]
+            parameter.set_value(draw.normal(0, fan_in**-0.5, parameter.shape).astype(np.float32))
+    norms = [layer for layer in network.sublayers() if isinstance(layer, (nn.BatchNorm1D, nn.BatchNorm2D))]
+    network.train()
+    paddle.seed(0)  # of the dropout
+    for norm in norms:
+        norm._momentum = 0.0  # one pass decides the statistics
+    with paddle.no_grad():
+        network(images(8, next(p for p in network.parameters() if p.ndim == 4).shape[1]))
+    for norm in norms:
+        norm._momentum = 0.9
+    return network

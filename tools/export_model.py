@@ -12,6 +12,8 @@ def main() -> int:
 
     done = export(config)
     print(done.loaded)
+    if done.merged is not None:
+        print(f"merged parallel branches: {done.merged} tensors are left; compared with the network before merging")
     print(
         f"compared on {len(done.compared)} images, largest difference of probabilities {done.largest_difference:.3g}:"
     )

@@ -1,0 +1,97 @@
+"""Every family through the exporter and Paddle Inference: small members; the smallest published ones are slow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+from networks import SMALL, lively
+from paddle import nn
+
+from ppcls_ext import config, create_model
+from ppcls_ext.backbones import facts
+from ppcls_ext.export import Exported, export
+from ppcls_ext.served import ServedModel
+
+# The published member of each family with the fewest parameters; EfficientNet's two kinds are two graphs.
+SMALLEST = (
+    *("MicroNet_M0", "ShuffleNetV2_x0_25", "EfficientNetB0", "EfficientNetLite0", "ResNeXt50_32x4d", "ResNet50"),
+    *("RepLKNet_31B", "GroupMamba_tiny", "ResNetV2_50", "VGG16", "DenseNet121", "ViT_tiny_patch16_224"),
+)
+
+
+def export_network(network: nn.Layer, name: str, arguments: dict[str, Any], size: int, folder: Path) -> Exported:
+    """The export of a network with its present weights, compared on scikit-learn's two photographs."""
+    paddle.save(network.state_dict(), str(folder / "weights.pdparams"))
+    operators = [{"DecodeImage": {}}, {"ResizeImage": {"size": size}}, {"NormalizeImage": {}}]
+    given = {
+        "Global": {
+            "pretrained_model": str(folder / "weights"),
+            "image_shape": [3, size, size],
+            "save_inference_dir": str(folder / "inference"),
+        },
+        "Arch": {"name": name, "class_num": network.num_classes, **arguments},
+        "Infer": {"transforms": operators},
+    }
+    (folder / "config.yaml").write_text(json.dumps(given), encoding="utf-8")
+    return export(config.load(folder / "config.yaml", [], []))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_family_is_exported_and_served_with_the_answers_of_the_trained_network(name: str, tmp_path: Path) -> None:
+    network = lively(create_model(name, num_classes=7, **SMALL[name]))
+    network.eval()
+    done = export_network(network, name, SMALL[name], 64, tmp_path)
+    assert done.largest_difference <= 1e-5 and len(done.compared) == 2
+    images = np.random.default_rng(0).normal(size=(3, 3, 64, 64)).astype(np.float32)
+    with paddle.no_grad():
+        expected = nn.functional.softmax(network(paddle.to_tensor(images)), axis=-1).numpy()
+    assert np.ptp(expected, axis=0).max() > 1e-2  # a graph that overlooks its input would not pass
+    np.testing.assert_allclose(ServedModel(done.folder).probabilities(images), expected, atol=1e-5)
+    assert done.merged == (len(network.reparameterize().state_dict()) if name == "RepLKNet" else None)
+
+
+def test_a_network_with_branches_is_exported_merged_and_the_log_says_so(
+    tmp_path: Path, run_here: Callable[..., tuple[int, str, str]]
+) -> None:
+    network = lively(create_model("RepLKNet", num_classes=7, **SMALL["RepLKNet"]))
+    network.eval()
+    export_network(network, "RepLKNet", SMALL["RepLKNet"], 64, tmp_path)
+    status, output, errors = run_here("tools/export_model.py", "-c", tmp_path / "config.yaml")
+    assert status == 0, errors
+    left = len(network.reparameterize().state_dict())
+    assert f"merged parallel branches: {left} tensors are left; compared with the network before merging" in output
+    # two kernels and two batch norms have become one kernel
+    assert (tmp_path / "inference/inference.pdiparams").stat().st_size < (tmp_path / "weights.pdparams").stat().st_size
+
+
+def test_a_merge_that_changes_the_answers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ppcls_ext.backbones.replknet import RepLKNet
+    from ppcls_ext.errors import RunFailed
+
+    network = lively(create_model("RepLKNet", num_classes=7, **SMALL["RepLKNet"]))
+    merge = RepLKNet.reparameterize
+
+    def wrong(self: RepLKNet) -> RepLKNet:
+        merge(self).head.bias.set_value(self.head.bias + np.eye(7, dtype=np.float32)[0])
+        return self
+
+    monkeypatch.setattr(RepLKNet, "reparameterize", wrong)
+    with pytest.raises(RunFailed, match="the static model differs from the trained one by up to 0"):
+        export_network(network, "RepLKNet", SMALL["RepLKNet"], 64, tmp_path)
+    assert list((tmp_path / "inference").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_the_smallest_published_member_of_every_family_is_exported_and_served(name: str, tmp_path: Path) -> None:
+    network = lively(create_model(name))
+    network.eval()
+    done = export_network(network, name, {}, facts(name).input_size, tmp_path)
+    assert done.largest_difference <= 1e-5
+    assert (done.merged is not None) == name.startswith("RepLKNet")
