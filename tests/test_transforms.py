@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import cv2
@@ -14,6 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from ppcls_ext.errors import Refused
 from ppcls_ext.transforms import (
     CropImage,
     DecodeError,
@@ -25,6 +28,7 @@ from ppcls_ext.transforms import (
     build_transforms,
     check_transforms,
 )
+from ppcls_ext.transforms.geometry import size_by_short_side
 
 BACKENDS = ("cv2", "pil")
 ROWS, COLUMNS = np.mgrid[0:48, 0:64]
@@ -74,6 +78,58 @@ def test_resize_short_rounds_the_long_side_half_to_even(
 ) -> None:
     image = ResizeImage(resize_short=short, backend=backend)(np.zeros((height, width, 3), np.uint8))
     assert image.shape == (*expected[::-1], 3)
+
+
+# Worked out by hand: 500 * 256 / 357 = 358.54, 7.5, 333 * 232 / 200 = 386.28, 1000 * 7 / 999 = 7.007, 100.5 and 101.5
+SIZES = [
+    ((500, 357), 256, {"paddleclas": (359, 256), "torchvision": (358, 256)}),
+    ((3, 2), 5, {"paddleclas": (8, 5), "torchvision": (7, 5)}),
+    ((200, 333), 232, {"paddleclas": (232, 386), "torchvision": (232, 386)}),
+    ((1000, 999), 7, {"paddleclas": (7, 7), "torchvision": (7, 7)}),
+    ((201, 2), 1, {"paddleclas": (100, 1), "torchvision": (100, 1)}),
+    ((2, 203), 1, {"paddleclas": (1, 102), "torchvision": (1, 101)}),
+]
+
+
+@pytest.mark.parametrize("rounding", ["paddleclas", "torchvision"])
+@pytest.mark.parametrize(("size", "short", "expected"), SIZES)
+def test_the_long_side_is_rounded_as_the_named_project_rounds_it(
+    rounding: str, size: tuple[int, int], short: int, expected: dict[str, tuple[int, int]]
+) -> None:
+    width, height = size
+    resized = ResizeImage(resize_short=short, rounding=rounding, backend="pil")(np.zeros((height, width, 3), np.uint8))
+    assert resized.shape[1::-1] == expected[rounding]
+
+
+def test_sizes_of_all_small_images_follow_the_exact_ratio() -> None:
+    differing = 0
+    for width in range(1, 90):
+        for height in range(1, 90):
+            exact = [Fraction(64 * side, min(width, height)) for side in (width, height)]
+            ours = {name: size_by_short_side(width, height, 64, name) for name in ("paddleclas", "torchvision")}
+            assert ours["torchvision"] == tuple(math.floor(side) for side in exact)
+            if all(side.denominator != 2 for side in exact):  # a tie is decided by the rounding of the ratio itself
+                assert ours["paddleclas"] == tuple(round(side) for side in exact)
+            differing += ours["torchvision"] != ours["paddleclas"]
+    assert differing > 2000  # of 7921
+
+
+def test_a_crop_begins_where_the_named_project_begins_it() -> None:
+    rows = np.arange(7, dtype=np.uint8)[:, None, None] * np.ones((1, 9, 3), np.uint8)
+    # 4 of 7 rows: 1.5 from the top; 6 of 7: 0.5; 5 of 7: 1
+    for size, paddleclas, torchvision in ((4, 1, 2), (6, 0, 0), (5, 1, 1)):
+        assert CropImage(size=size)(rows)[0, 0, 0] == CropImage(size=size, rounding="paddleclas")(rows)[0, 0, 0]
+        assert CropImage(size=size)(rows)[0, 0, 0] == paddleclas
+        assert CropImage(size=size, rounding="torchvision")(rows)[0, 0, 0] == torchvision
+        assert CropImage(size=size, rounding="torchvision")(rows.transpose(1, 0, 2))[0, 0, 0] == torchvision
+
+
+def test_another_rounding_is_refused_with_its_place() -> None:
+    ops = [{"DecodeImage": {}}, {"ResizeImage": {"resize_short": 8, "rounding": "torchvison"}}]
+    [problem] = check_transforms(ops, "transforms", 3)
+    assert problem.startswith("transforms.1.ResizeImage.rounding: ") and "'torchvison'" in problem
+    with pytest.raises(Refused, match="rounding: 'floor'"):
+        CropImage(size=8, rounding="floor")
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -2,13 +2,21 @@
 
 Sizes are an integer for a square, or [width, height]: PaddleClas's order. The back ends differ: OpenCV samples the
 image at the new points, Pillow averages over all pixels that a new one covers, which is slower and does not alias.
+
+`rounding` says whose convention decides where a size or a position falls between two pixels; weights are evaluated with
+the one of the project that trained them, for half of all images give another row or column with the other:
+
+| rounding | long side L of an image w x h, short side S | first row of a crop of c rows out of h |
+|---|---|---|
+| paddleclas | L * (S / short) to the nearest, half to even | (h - c) / 2 rounded down |
+| torchvision, timm | S * L / short rounded down | (h - c) / 2 to the nearest, half to even |
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -37,6 +45,29 @@ _CODES: dict[str, dict[str, int]] = {
 }
 _DEFAULT_INTERPOLATION = {"cv2": "bilinear", "pil": "bicubic"}  # the libraries' own, which PaddleClas leaves in force
 _RANDOM_INTERPOLATIONS = ("bilinear", "bicubic")
+
+# timm resizes and crops with torchvision's functions
+Rounding = Annotated[Literal["paddleclas", "torchvision"], "one of 'paddleclas', 'torchvision'"]
+
+
+def check_rounding(rounding: str) -> None:
+    """Refuse what is neither of the two conventions."""
+    if rounding not in ("paddleclas", "torchvision"):
+        raise Refused(f"rounding: {rounding!r}. {did_you_mean(rounding, ('paddleclas', 'torchvision'))}")
+
+
+def size_by_short_side(width: int, height: int, short: int, rounding: str) -> tuple[int, int]:
+    """(width, height) of an image made so that its short side is `short`."""
+    smaller = min(width, height)
+    if rounding == "torchvision":
+        return short * width // smaller, short * height // smaller
+    factor = short / smaller
+    return round(width * factor), round(height * factor)
+
+
+def middle(whole: int, part: int, rounding: str) -> int:
+    """Where `part` pixels begin that are cut from the middle of `whole`."""
+    return round((whole - part) / 2) if rounding == "torchvision" else (whole - part) // 2
 
 
 def interpolation_name(interpolation: str | int | None, backend: str, also: tuple[str, ...] = ()) -> str:
@@ -96,7 +127,7 @@ def to_picture(image: np.ndarray) -> Image.Image:
 @TRANSFORMS.register("ResizeImage")
 @dataclass
 class ResizeImage:
-    """To exactly `size`, or so that the short side is `resize_short`, the long one rounded (half to even).
+    """To exactly `size`, or so that the short side is `resize_short`, the long one as `rounding` says.
 
     `interpolation` None is bilinear with cv2, bicubic with pil. `return_numpy` chooses PaddleClas's container for the
     next operator and changes no pixel: here the result is an array.
@@ -107,6 +138,7 @@ class ResizeImage:
     interpolation: str | int | None = None
     backend: Backend = "cv2"
     return_numpy: bool = True
+    rounding: Rounding = "paddleclas"
 
     random: ClassVar[bool] = False
 
@@ -117,6 +149,7 @@ class ResizeImage:
             raise Refused(f"resize_short: expected a positive integer, got {self.resize_short}")
         if self.size is not None:
             width_and_height(self.size)
+        check_rounding(self.rounding)
         self.interpolation = interpolation_name(self.interpolation, self.backend)
 
     def flow(self, before: Flow) -> Flow:
@@ -134,8 +167,7 @@ class ResizeImage:
         return resize(image, size, self.interpolation, self.backend)
 
     def _by_short_side(self, width: int, height: int) -> tuple[int, int]:
-        factor = self.resize_short / min(width, height)
-        size = round(width * factor), round(height * factor)
+        size = size_by_short_side(width, height, self.resize_short, self.rounding)
         if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > 2 * Image.MAX_IMAGE_PIXELS:
             raise DecodeError(
                 f"ResizeImage: an image of {width}x{height} (width x height) would become {size[0]}x{size[1]} with "
@@ -147,18 +179,20 @@ class ResizeImage:
 @TRANSFORMS.register("CropImage")
 @dataclass
 class CropImage:
-    """The middle of the image: `size` x `size`, or [width, height].
+    """The middle of the image: `size` x `size`, or [width, height], beginning where `rounding` says.
 
     An image smaller than that is an error, not a smaller result: a batch needs one size, and padding or enlarging would
     change what the network sees without a word.
     """
 
     size: int | list[int]
+    rounding: Rounding = "paddleclas"
 
     random: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self._size = width_and_height(self.size)
+        check_rounding(self.rounding)
 
     def flow(self, before: Flow) -> Flow:
         before.need_pixels()
@@ -182,7 +216,7 @@ class CropImage:
                 f"CropImage: the image is {width}x{height} (width x height), smaller than the crop of {w}x{h}; put "
                 f"ResizeImage with resize_short of at least {max(w, h)} before it, or lower CropImage.size"
             )
-        x, y = (width - w) // 2, (height - h) // 2
+        x, y = middle(width, w, self.rounding), middle(height, h, self.rounding)
         return image[y : y + h, x : x + w]
 
 
