@@ -363,7 +363,7 @@ ROWS = [
         "(3,) in the file, (7,) in the network",
         2,
     ),
-    Row("weights: a pickle that would run code", malicious, "which is neither an array nor a container", 2),
+    Row("weights: a pickle that would run code", malicious, "which is neither a tensor nor a container", 2),
     Row(
         "prediction: one bad image among good ones (the others are answered)",
         one_bad_image,

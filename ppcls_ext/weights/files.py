@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from safetensors import SafetensorError, deserialize, safe_open
 from ppcls_ext.checkpoint import read_body, read_trailer, resolve_weights
 from ppcls_ext.errors import Refused, did_you_mean
 from ppcls_ext.unpickle import unpickle_arrays
+from ppcls_ext.weights.parts import tensors_of
+from ppcls_ext.weights.torch_files import TorchFile
 
 PADDLE = ".pdparams"
 SAFETENSORS = ".safetensors"
-_PYTORCH = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+PYTORCH = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 # Paddle stores beside a state dict which automatic name each parameter had in the process that saved it.
 _AUTOMATIC_NAMES = "StructuredToParameterName@@"
 _BFLOAT16 = "BF16"
@@ -31,33 +34,55 @@ def find_weights(path: str | Path) -> Path:
         found = given
     # `.new`: where a save that was cut short left the weights; `resolve_weights` may have led here
     elif given.is_file() and given.suffix != PADDLE and not given.name.endswith(PADDLE + ".new"):
-        cure = (
-            "Save the tensors as .safetensors." if given.suffix in _PYTORCH else f"Readable: {PADDLE}, {SAFETENSORS}."
-        )
-        raise Refused(f"{given} cannot be read as weights: its suffix is {given.suffix or 'missing'}. {cure}")
+        if given.suffix not in PYTORCH:
+            raise Refused(
+                f"{given} cannot be read as weights: its suffix is {given.suffix or 'missing'}. "
+                f"Readable: {', '.join((PADDLE, SAFETENSORS, *PYTORCH))}."
+            )
+        found = given
     else:
         found = resolve_weights(given)
     if not found.is_file():
-        present = [other.name for other in found.parent.glob("*") if other.suffix in (PADDLE, SAFETENSORS)]
+        present = [other.name for other in found.parent.glob("*") if other.suffix in (PADDLE, SAFETENSORS, *PYTORCH)]
         cure = did_you_mean(found.name, present) if present else f"There are none in {found.parent}."
         raise Refused(f"No weights at {found}. {cure}")
     return found
 
 
-def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """{name: array} of a `.pdparams` or `.safetensors` file; bfloat16 becomes float32. Raises `Refused`.
+@dataclass(frozen=True)
+class Weights:
+    """What a file holds: arrays by name, what it says about itself, and what was left aside."""
 
-    The digest of a file that this program wrote is verified.
+    path: Path
+    tensors: dict[str, np.ndarray]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read_weights(path: str | Path, part: str | None = None) -> Weights:
+    """The tensors of a file, names and layouts as it has them; bfloat16 becomes float32. Raises `Refused`.
+
+    `part`: which of several networks in a PyTorch checkpoint ("model", "model_ema", also "a.b"); without it an average
+    of the weights goes before the weights. The digest of a file that this program wrote is verified.
     """
     found = find_weights(path)
     if found.stat().st_size == 0:
         raise Refused(f"{found} is empty.")
-    return _read_safetensors(found) if found.suffix == SAFETENSORS else _read_pdparams(found)
+    if found.suffix in PYTORCH:
+        file = TorchFile(found)
+        stored, notes = tensors_of(file.content, found, part)
+        return Weights(found, {name: file.array(tensor) for name, tensor in stored.items()}, {"format": "pt"}, notes)
+    if part is not None:
+        raise Refused(f"{found} holds one network: there is no part {part!r} to choose.")
+    tensors = _read_safetensors(found) if found.suffix == SAFETENSORS else _read_pdparams(found)
+    return Weights(found, tensors, read_metadata(found))
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """What a file says about itself (architecture, class names ...); {} when it says nothing."""
     found = find_weights(path)
+    if found.suffix in PYTORCH:
+        return {}
     if found.suffix != SAFETENSORS:
         trailer = read_trailer(found)
         return {} if trailer is None else trailer[1]

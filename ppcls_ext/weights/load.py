@@ -11,7 +11,7 @@ import paddle
 from paddle import Tensor, nn
 
 from ppcls_ext.errors import Refused, refuse_all
-from ppcls_ext.weights.files import find_weights, read_metadata, read_tensors
+from ppcls_ext.weights.files import Weights, read_weights
 from ppcls_ext.weights.names import in_our_names
 from ppcls_ext.weights.pytorch import is_pytorch, to_paddle
 
@@ -55,9 +55,10 @@ def load_weights(model: nn.Layer, path: str | Path, strict: bool = True, replace
     PyTorch's conventions and other projects' names are recognised and converted. Raises `Refused`; prints nothing: see
     `LoadReport.summary`.
     """
-    found = find_weights(path)
+    stored = read_weights(path)
+    found = stored.path
     network: dict[str, Tensor] = model.state_dict()
-    tensors = _in_paddle_form(read_tensors(found), found, model)
+    tensors = _in_paddle_form(stored, model)
     report = _compare(network, tensors, str(found), head_names(model, network) if replace_head or not strict else [])
     if strict:
         _refuse_misfits(report, model, network)
@@ -92,14 +93,14 @@ def _as_tensor(array: np.ndarray, dtype: paddle.dtype) -> Tensor:
     return paddle.to_tensor(np.array(array, dtype=widest, order="C")).astype(dtype)
 
 
-def _in_paddle_form(tensors: dict[str, np.ndarray], path: Path, model: nn.Layer) -> dict[str, np.ndarray]:
+def _in_paddle_form(stored: Weights, model: nn.Layer) -> dict[str, np.ndarray]:
     linear = {
         f"{name}.weight" if name else "weight": tuple(layer.weight.shape)
         for name, layer in model.named_sublayers(include_self=True)
         if isinstance(layer, nn.Linear)
     }
-    tensors = in_our_names(tensors, model.state_dict())
-    if is_pytorch(tensors, read_metadata(path), linear):
+    tensors = in_our_names(stored.tensors, model.state_dict())
+    if is_pytorch(tensors, stored.metadata, linear):
         return to_paddle(tensors, set(linear))
     return tensors
 

@@ -135,6 +135,29 @@ RULES: tuple[Callable[[str, Layers], str | None], ...] = (
 )
 
 
+# What training programs wrap a network in: data-parallel training, averaging, compilation, Lightning.
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "ema_model.", "ema.", "backbone.", "encoder.")
+_AVERAGED = "n_averaged"  # how many weights an average has seen
+
+
+def unwrapped(tensors: Mapping[str, T], network: Collection[str]) -> dict[str, T]:
+    """The tensors without the prefixes that all of them share and that the network's own names do not have."""
+    found = dict(tensors)
+    while True:
+        if len(found) > 1 and all(name.startswith("module.") for name in found if name != _AVERAGED):
+            found.pop(_AVERAGED, None)
+        shared = [
+            prefix
+            for prefix in WRAPPERS
+            if found
+            and all(name.startswith(prefix) and name != prefix for name in found)
+            and not all(name.startswith(prefix) for name in network)
+        ]
+        if not shared:
+            return found
+        found = {name.removeprefix(shared[0]): tensor for name, tensor in found.items()}
+
+
 def in_our_names(tensors: Mapping[str, T], network: Collection[str]) -> dict[str, T]:
     """The tensors of a file under the names of the network, whose tensors are called `network`.
 
@@ -142,17 +165,17 @@ def in_our_names(tensors: Mapping[str, T], network: Collection[str]) -> dict[str
     rule does not know keeps its name.
     """
     layers = Layers(network)
-    prefix = "module." if tensors and all(name.startswith("module.") for name in tensors) else ""
+    tensors = unwrapped(tensors, network)
     best = dict(tensors)
-    found = sum(name.removeprefix(prefix).rpartition(".")[0] in layers.names for name in tensors)
+    found = sum(name.rpartition(".")[0] in layers.names for name in tensors)
     for rule in RULES:
         named: dict[str, T] = {}
         hits = 0
         for name, tensor in tensors.items():
-            layer, _, leaf = name.removeprefix(prefix).rpartition(".")
+            layer, _, leaf = name.rpartition(".")
             ours = rule(layer, layers)
             hits += ours in layers.names
-            named[name.removeprefix(prefix) if ours is None else f"{ours}.{leaf}"] = tensor
+            named[name if ours is None else f"{ours}.{leaf}"] = tensor
         if hits > found and len(named) == len(tensors):
             best, found = named, hits
     return best

@@ -32,10 +32,9 @@ def is_pytorch(
 
 def to_paddle(tensors: Mapping[str, np.ndarray], linear_weights: set[str]) -> dict[str, np.ndarray]:
     """The same tensors under Paddle's names and layouts. `linear_weights`: names of those in linear layers."""
-    prefix = "module." if tensors and all(name.startswith("module.") for name in tensors) else ""
     converted = {}
     for name, array in tensors.items():
-        stem, dot, leaf = name.removeprefix(prefix).rpartition(".")
+        stem, dot, leaf = name.rpartition(".")
         if leaf == _COUNTER:
             continue
         name = stem + dot + _RENAMED.get(leaf, leaf)
