@@ -374,7 +374,8 @@ def test_the_written_pipeline_states_every_argument() -> None:
         {"DecodeImage": {"to_rgb": True, "to_np": False, "channel_first": False, "backend": "cv2", "channels": 3}},
         {
             "ResizeImage": {
-                **{"size": 8, "resize_short": None, "interpolation": "bicubic", "backend": "pil", "return_numpy": True}
+                **{"size": 8, "resize_short": None, "interpolation": "bicubic", "backend": "pil"},
+                **{"return_numpy": True, "rounding": "paddleclas"},
             }
         },
         {
