@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,7 +12,6 @@ import paddle
 
 from ppcls_ext import distributed
 from ppcls_ext.config import Config
-from ppcls_ext.optim import clip_by_global_norm
 
 
 def choose_device(wanted: str) -> str:
@@ -71,14 +70,12 @@ class Precision:
         """Gradients of the (scaled) loss."""
         (self.scaler.scale(loss) if self.scaler else loss).backward()
 
-    def step(
-        self, optimizer: paddle.optimizer.Optimizer, parameters: list[paddle.Tensor], clip_norm: float | None
-    ) -> None:
+    def step(self, optimizer: paddle.optimizer.Optimizer, clip: Callable[[], object] | None) -> None:
         """Clip, then step; with a scaler a step whose gradients overflowed is left out."""
         if self.scaler:
             self.scaler.unscale_(optimizer)
-        if clip_norm is not None:
-            clip_by_global_norm(parameters, clip_norm)
+        if clip is not None:
+            clip()
         if self.scaler:
             self.scaler.step(optimizer)
             self.scaler.update()

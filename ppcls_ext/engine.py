@@ -29,7 +29,18 @@ from ppcls_ext.errors import RunFailed
 from ppcls_ext.log import RunLog, joined
 from ppcls_ext.meter import Meter
 from ppcls_ext.optim import evaluation_weights
-from ppcls_ext.run import Run, build_run, choose_seed, describe_run, equalise, eval_losses, eval_metrics, finish, save
+from ppcls_ext.run import (
+    Run,
+    build_run,
+    choose_seed,
+    describe_run,
+    equalise,
+    eval_losses,
+    eval_metrics,
+    finish,
+    rate_now,
+    save,
+)
 
 
 class StoppedBySignal(Exception):
@@ -107,15 +118,14 @@ def train_epoch(run: Run) -> None:
     plan = run.train_loader.batches(epoch)
     every = options.update_freq
     groups = [plan[first : first + every] for first in range(0, len(plan), every)]
-    parameters = [parameter for parameter in run.network.parameters() if parameter.trainable]
     batches = run.train_loader.epoch(epoch, start=min(position.step * every, len(plan)))
     meter = Meter(run)
-    run.network.train()
+    set_training(run)
     with run.log.progress(f"epoch {epoch}/{options.epochs}", run.steps_per_epoch, position.step):
         for group in groups[position.step :]:
             # Dropout and the like: a function of (seed, step, rank), so there is no generator state to save.
             paddle.seed(step_seed(run.seed, position.global_step))
-            rate = run.schedule(position.global_step, run.steps_per_epoch, options.epochs)
+            rate = rate_now(run)
             run.optimizer.set_lr(rate)
             planned = sum(len(part) for part in group)
             for number, part in enumerate(group, 1):
@@ -127,15 +137,14 @@ def train_epoch(run: Run) -> None:
                 )
                 with exchange:
                     with run.precision.autocast():
-                        logits = one_head(run.replica(images))
-                        terms = {name: loss(logits, labels) for name, loss in run.losses.items()}
+                        terms, logits = run.objective(run.replica, images, labels)
                         loss = sum(terms.values())
                     run.precision.backward(loss * (len(part) / planned))
                 meter.add(batch, terms, loss, logits, labels)
-            run.precision.step(run.optimizer, parameters, run.config.Optimizer.clip_norm)
+            run.precision.step(run.optimizer, run.clip)
             run.optimizer.clear_grad()
             if run.average is not None:
-                run.average.update(position.global_step)
+                run.average.update(position.global_step, run.freezing.frozen)
             position.step += 1
             position.global_step += 1
             meter.steps += 1
@@ -156,11 +165,14 @@ def train_epoch(run: Run) -> None:
         run.log.record("train_epoch", position.global_step, epoch, meter.averages())
 
 
-def one_head(output: Any) -> paddle.Tensor:
-    """The logits of a network with one classifier; with a second one, for distillation, there is no loss for it yet."""
-    if not isinstance(output, paddle.Tensor):
-        raise RunFailed(f"this network has {len(output)} heads in training; train it with -o Arch.distillation=False")
-    return output
+def set_training(run: Run) -> None:
+    """Put the network in training mode, what `Freeze` names for this epoch excepted."""
+    run.network.train()
+    changed = run.freezing.apply(run.position.epoch)
+    if changed and run.replica is not run.network:  # it waits for the gradients that there were when it was made
+        run.replica = paddle.DataParallel(run.network)
+    if run.freezing.unsaid():
+        run.log.info(f"epoch {run.position.epoch}: {run.freezing.summary()}")
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -263,6 +275,8 @@ def evaluate_and_keep_best(run: Run) -> None:
             best.update({metric: result[metric], "epoch": position.epoch})
             save(run, name)
         run.log.info(f"[{title}][Epoch {position.epoch}][best metric: {best[metric]:.5f}]")
+    # after saving: a run that is taken up from `best_model` evaluates, and observes, once more
+    run.schedule.observe(averages_of(results["eval"]))
 
 
 def evaluate_split(run: Run) -> dict[str, float] | None:

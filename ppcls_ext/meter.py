@@ -71,8 +71,9 @@ class Meter:
     def averages(self) -> dict[str, float]:
         """Means over the images of the epoch so far, on this rank."""
         images = self.sums.get("images", 0)
-        order = [name for name in self.sums if name.startswith("top")] + [*self.run.losses, "loss"]
-        return {name: self.sums[name] / images for name in order if name in self.sums} if images else {}
+        names = [name for name in self.sums if name not in ("images", "loss")]
+        order = sorted(names, key=lambda name: not name.startswith("top")) + ["loss"]
+        return {name: self.sums[name] / images for name in order} if images else {}
 
     def say(self, rate: float) -> None:
         """The line that PaddleClas's users know; times are means since the last line."""

@@ -23,24 +23,28 @@ import paddle
 from ppcls_ext import config as configuration
 from ppcls_ext import distributed
 from ppcls_ext.checkpoint import Checkpoint, member, save_set, write_file
-from ppcls_ext.config import Component, Config, Split
+from ppcls_ext.config import Component, Config, FreezeOptions, Split
 from ppcls_ext.data.class_map import CLASS_MAP, write_class_map
 from ppcls_ext.data.loader import Loader
 from ppcls_ext.device import Precision
 from ppcls_ext.errors import Refused, RunFailed
+from ppcls_ext.freezing import NEVER, Freezing
 from ppcls_ext.layers import SyncBatchNorm, convert_sync_batchnorm
 from ppcls_ext.log import RunLog
+from ppcls_ext.objective import Objective
 from ppcls_ext.optim import (
+    Schedule,
     WeightAverage,
     build_optimizer,
     create_states,
     evaluation_weights,
     load_optimizer_state,
+    make_clip,
     optimizer_state,
 )
 from ppcls_ext.registry import BACKBONES, DATASETS, LOSSES, METRICS, SAMPLERS, SCHEDULES
 from ppcls_ext.report.curves import draw_curves
-from ppcls_ext.weights import load_weights, state_arrays
+from ppcls_ext.weights import load_weights, read_metadata, state_arrays
 
 # `latest.ema.pdparams`; `best_model_ema` is a set of its own, whose files must have other names.
 EMA_MEMBER = ".ema.pdparams"
@@ -70,8 +74,11 @@ class Run:
     network: paddle.nn.Layer
     replica: paddle.nn.Layer  # the network, or its DataParallel wrapper
     optimizer: paddle.optimizer.Optimizer
-    schedule: Callable[[int, int, int], float]
-    losses: dict[str, Callable]
+    schedule: Schedule
+    rate_factor: float  # of every rate of the schedule, for the total batch
+    clip: Callable[[], object] | None
+    freezing: Freezing
+    objective: Objective
     metrics: list[Callable]
     average: WeightAverage | None
     precision: Precision
@@ -112,6 +119,8 @@ def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Check
     if saved is None and options.pretrained_model is not None:
         report = load_weights(network, options.pretrained_model, replace_head=True)
         log.info(report.summary())
+    freezing = Freezing(network, config.Freeze)
+    freezing.apply(NEVER)  # what is never to train gets no state
     optimizer = build_optimizer(config.Optimizer, network)
     average = WeightAverage(network, config.EMA.decay, config.EMA.warmup) if config.EMA else None
     precision = Precision(config, network, optimizer)
@@ -126,7 +135,10 @@ def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Check
         replica=replica,
         optimizer=optimizer,
         schedule=configuration.build(SCHEDULES, config.Optimizer.lr),
-        losses=named(LOSSES, config.Loss.Train),
+        rate_factor=rate_factor(config),
+        clip=make_clip(config.Optimizer, network),
+        freezing=freezing,
+        objective=Objective(named(LOSSES, config.Loss.Train), config.Distill, build_teacher(config, network)),
         metrics=list(named(METRICS, config.Metric.Train or [Component(name="TopkAcc")]).values()),
         average=average,
         precision=precision,
@@ -148,6 +160,45 @@ def build_network(config: Config, num_classes: int) -> paddle.nn.Layer:
     if arch.use_sync_bn:
         network = convert_sync_batchnorm(network)
     return network
+
+
+def build_teacher(config: Config, student: paddle.nn.Layer) -> paddle.nn.Layer | None:
+    """The network of `Distill.teacher` with its weights, in evaluation mode; None without such a section."""
+    distill = config.Distill
+    if distill is None:
+        return None
+    metadata, name = read_metadata(distill.weights), distill.teacher.name
+    if metadata.get("arch", name) != name:
+        raise Refused(f"{distill.weights} holds weights of {metadata['arch']}; Distill.teacher is {name}")
+    if metadata.get("num_classes", student.num_classes) != student.num_classes:
+        raise Refused(
+            f"Distill.weights: {distill.weights} knows {metadata['num_classes']} classes, this run has "
+            f"{student.num_classes}; a teacher answers in the classes of the run"
+        )
+    teacher = configuration.build(
+        BACKBONES, distill.teacher, num_classes=student.num_classes, in_channels=config.Arch.in_channels
+    )
+    load_weights(teacher, distill.weights, strict=True)
+    teacher.eval()
+    return teacher
+
+
+def total_batch(config: Config) -> int:
+    """Images of one optimizer step, of all processes and accumulated parts together."""
+    each = config.DataLoader.Train.sampler.arguments.get("batch_size", 1)
+    return each * distributed.world_size() * config.Global.update_freq
+
+
+def rate_factor(config: Config) -> float:
+    """What every rate of the schedule is multiplied with: total batch / `Optimizer.scale_lr_with_batch` (arXiv
+    1706.02677)."""
+    base = config.Optimizer.scale_lr_with_batch
+    return 1.0 if base is None else total_batch(config) / base
+
+
+def rate_now(run: Run) -> float:
+    """The learning rate of the step at which the run stands."""
+    return run.rate_factor * run.schedule(run.position.global_step, run.steps_per_epoch, run.config.Global.epochs)
 
 
 def build_dataset(
@@ -281,6 +332,7 @@ def states_of(run: Run) -> dict[str, Any]:
         "scaler": run.precision.scaler_state(),
         "plan": plan_of(run),
         "optimizer": run.config.Optimizer.name,
+        "schedule": {"name": run.config.Optimizer.lr.name, **run.schedule.state()},
     }
 
 
@@ -343,6 +395,9 @@ def take_up(run: Run, saved: Checkpoint) -> None:
     scaler = states.pop("scaler")
     if run.precision.scaler and scaler:
         run.precision.scaler.load_state_dict(scaler)
+    schedule = states.pop("schedule", {})
+    if run.schedule.state() and schedule.pop("name", None) == run.config.Optimizer.lr.name:
+        run.schedule.load(schedule)
     states.pop("seed")
     run.position = Position(**states)
     run.last_saved = saved.prefix
@@ -359,6 +414,8 @@ def describe_run(run: Run) -> None:
     warmup = run.config.Optimizer.lr.arguments.get("warmup_epoch", 0)
     if warmup > run.config.Global.epochs:
         run.log.warning(f"the warm-up ({warmup:g} epochs) is longer than the run ({run.config.Global.epochs})")
+    if run.config.Freeze != FreezeOptions() and not (run.config.Global.pretrained_model or run.last_saved):
+        run.log.warning("Freeze: the frozen layers keep random weights; Global.pretrained_model names trained ones")
     run.log.begin(run.position.global_step, run.config.Global.use_visualdl)
     if distributed.rank() != 0:
         return
@@ -372,13 +429,21 @@ def describe_run(run: Run) -> None:
         "processes": distributed.world_size(),
         "device": paddle.get_device(),
         "versions": {"python": platform.python_version(), "paddle": paddle.__version__, "numpy": np.__version__},
-        "parameters": int(sum(p.size for p in run.network.parameters() if p.trainable)),
+        "parameters": int(sum(p.size for p in run.freezing.trainable.values())),
     }
     write_file(run.folder / "run.json", json.dumps(described, indent=1) + "\n")
     run.log.info(
         f"{run.config.Arch.name}: {described['parameters']:,} parameters, {run.network.num_classes} classes; "
         f"{len(run.train_loader.dataset)} training images, {run.steps_per_epoch} steps an epoch; files in {run.folder}"
     )
+    if run.rate_factor != 1.0:
+        base = run.config.Optimizer.scale_lr_with_batch
+        run.log.info(
+            f"learning rates times {run.rate_factor:g}: total batch {total_batch(run.config)}, given for {base}"
+        )
+    if run.objective.teacher is not None:
+        distill = run.config.Distill
+        run.log.info(f"teacher ({distill.kind}): {distill.teacher.name}, weights of {distill.weights}")
 
 
 def finish(run: Run) -> None:

@@ -446,11 +446,3 @@ def test_an_evaluation_split_never_numbers_its_folders_itself(
     options = ["name=ImageNetDataset", f"cls_label_path={tmp_path}/train.txt"]
     with pytest.raises(Refused, match="DataLoader.Eval.dataset.class_map: missing"):
         train(path, *(f"DataLoader.Train.dataset.{option}" for option in options))
-
-
-def test_a_network_with_two_heads_is_refused_with_the_cure(write_config: Write) -> None:
-    small = {"stem_width": 8, "channels": [32, 36], "depths": [1, 1], "mlp_ratios": [2, 2]}
-    path = write_config(Arch={"name": "GroupMamba", **small})
-    with pytest.raises(RunFailed, match="2 heads in training; train it with -o Arch.distillation=False"):
-        train(path, "Global.epochs=1")
-    train(path, "Global.epochs=1", "Arch.distillation=False")

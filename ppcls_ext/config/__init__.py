@@ -12,11 +12,22 @@ from pathlib import Path
 
 from ppcls_ext.config.components import build
 from ppcls_ext.config.reading import read_raw
-from ppcls_ext.config.sections import Component, Config, OptimizerOptions, Split
+from ppcls_ext.config.sections import Component, Config, DistillOptions, FreezeOptions, OptimizerOptions, Split
 from ppcls_ext.config.writing import to_yaml
 from ppcls_ext.errors import refuse_all
 
-__all__ = ["Component", "Config", "OptimizerOptions", "Split", "build", "import_components", "load", "to_yaml"]
+__all__ = [
+    "Component",
+    "Config",
+    "DistillOptions",
+    "FreezeOptions",
+    "OptimizerOptions",
+    "Split",
+    "build",
+    "import_components",
+    "load",
+    "to_yaml",
+]
 
 
 def load(path: str | Path, overrides: Iterable[str] = (), needs: Iterable[str] = ()) -> Config:

@@ -13,7 +13,9 @@ from ppcls_ext.config.sections import (
     ArchOptions,
     Component,
     Config,
+    DistillOptions,
     EmaOptions,
+    FreezeOptions,
     GlobalOptions,
     InferOptions,
     LoaderOptions,
@@ -180,10 +182,36 @@ class Check:
             fields["regularizer"] = regularizer
             if "weight_decay" in own:
                 self.say("Optimizer.weight_decay: stands beside Optimizer.regularizer; give one of the two")
+        clips = [key for key in ("clip_norm", "clip_value", "clip_adaptive") if fields.get(key) is not None]
+        if len(clips) > 1:
+            self.say(f"Optimizer.{clips[1]}: stands beside Optimizer.{clips[0]}; give one of the two")
         made = self.component(registry.OPTIMIZERS, {"name": fields.get("name"), **own}, "Optimizer")
         if schedule is None or made is None:
             return None
         return OptimizerOptions(**{**fields, "lr": schedule, "arguments": made.arguments})
+
+    def freeze(self, raw: dict[str, Any]) -> FreezeOptions:
+        fields = self.fields(FreezeOptions, self.section(raw, "Freeze"), "Freeze")
+        options = FreezeOptions(**fields)
+        freezes = bool(options.layers) or options.until is not None or options.all_but_head
+        for key in ("unfreeze", "unfreeze_every"):
+            if getattr(options, key) and not freezes:
+                self.say(f"Freeze.{key}: nothing is frozen; add Freeze.layers, Freeze.until or Freeze.all_but_head")
+        return options
+
+    def distill(self, raw: dict[str, Any]) -> DistillOptions | None:
+        if raw.get("Distill") is None:
+            return None
+        mapping = self.section(raw, "Distill")
+        fields = self.fields(DistillOptions, mapping, "Distill", more_keys=("teacher",))
+        teacher = self.component(registry.BACKBONES, mapping.get("teacher"), "Distill.teacher")
+        if mapping.get("weights") is None:
+            self.say("Distill.weights: missing; a teacher without trained weights teaches nothing")
+        elif "Train" in self.needs and "weights" in fields and not self.file_of(fields["weights"], ".pdparams"):
+            self.say(f"Distill.weights: no such file: {fields['weights']} (.pdparams or .safetensors)")
+        if teacher is None or "weights" not in fields:
+            return None
+        return DistillOptions(**{**fields, "teacher": teacher})
 
     def split(self, raw: dict[str, Any], name: str, channels: int) -> Split | None:
         place = f"DataLoader.{name}"
@@ -245,6 +273,17 @@ class Check:
         if options.pretrained_model is not None and not self.file_of(options.pretrained_model, ".pdparams"):
             self.say(f"Global.pretrained_model: no such file: {options.pretrained_model} (.pdparams or .safetensors)")
 
+    def optimization(self, config: dict[str, Any]) -> None:
+        """What the optimizer's section and others ask of each other."""
+        optimizer, options = config["Optimizer"], config["Global"]
+        if optimizer is None:
+            return
+        if optimizer.name == "ScheduleFreeAdamW" and config["EMA"] is not None:
+            self.say("EMA: ScheduleFreeAdamW evaluates and saves a mean of the weights already; take EMA out")
+        if registry.SCHEDULES[optimizer.lr.name] is registry.SCHEDULES["Plateau"]:
+            if not options.eval_during_train or config["DataLoader"].Eval is None:
+                self.say("Optimizer.lr: Plateau needs evaluations: Global.eval_during_train=True and DataLoader.Eval")
+
     @staticmethod
     def file_of(path: str, suffix: str) -> bool:
         return Path(path).is_file() or Path(path + suffix).is_file()
@@ -265,6 +304,8 @@ class Check:
             AMP=AmpOptions(**self.fields(AmpOptions, self.section(raw, "AMP"), "AMP")),
             EMA=None if ema is None else EmaOptions(**self.fields(EmaOptions, self.mapping(ema, "EMA"), "EMA")),
             Arch=arch,
+            Freeze=self.freeze(raw),
+            Distill=self.distill(raw),
             Loss=self.terms(registry.LOSSES, raw, "Loss"),
             Optimizer=self.optimizer(raw),
             DataLoader=Splits(**{name: self.split(raw, name, arch.in_channels) for name in ("Train", "Eval")}),
@@ -275,6 +316,7 @@ class Check:
             self.run(options, config["DataLoader"])
             if not config["Loss"].Train:
                 self.say("Loss.Train: missing; for example [- CELoss: {weight: 1.0}]")
+            self.optimization(config)
             if config["Optimizer"] is None and not raw.get("Optimizer"):
                 self.say("Optimizer: missing; training needs an optimizer and its lr")
         return Config(**config)

@@ -92,11 +92,39 @@ class OptimizerOptions(Section):
     name: str
     lr: Component
     regularizer: Component | None = None
+    scale_lr_with_batch: Positive | None = None
     clip_norm: Annotated[float, Field(gt=0)] | None = None
+    clip_value: Annotated[float, Field(gt=0)] | None = None
+    clip_adaptive: Annotated[float, Field(gt=0)] | None = None
     no_weight_decay_name: str | list[str] | None = None
     one_dim_param_no_weight_decay: bool = False
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     arguments: dict[str, Any] = {}
+
+
+class FreezeOptions(Section):
+    """Parameters that keep their values.
+
+    `layers` names layer groups or parameters (globs), `until` a layer group with all before it, `all_but_head` all but
+    the classifier. `unfreeze` maps an epoch to what trains from then on; with `unfreeze_every` one more layer group
+    trains every so many epochs, from the head downwards.
+    """
+
+    layers: str | list[str] = []
+    until: str | None = None
+    all_but_head: bool = False
+    unfreeze: dict[Positive, str | list[str]] = {}
+    unfreeze_every: Positive | None = None
+
+
+class DistillOptions(Section):
+    """A teacher: a registered network with its arguments, its weights, and what is learnt from it with which weight."""
+
+    teacher: Component
+    weights: str
+    kind: Literal["soft", "hard"] = "soft"
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    temperature: Annotated[float, Field(gt=0)] = 1.0
 
 
 class LoaderOptions(Section):
@@ -139,6 +167,8 @@ class Config(Section):
     AMP: AmpOptions = AmpOptions()
     EMA: EmaOptions | None = None
     Arch: ArchOptions
+    Freeze: FreezeOptions = FreezeOptions()
+    Distill: DistillOptions | None = None
     Loss: Terms = Terms()
     Optimizer: OptimizerOptions | None = None
     DataLoader: Splits = Splits()

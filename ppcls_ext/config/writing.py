@@ -42,11 +42,16 @@ def _as_written(config: Config) -> dict[str, Any]:
         }
 
     arch = Component(name=config.Arch.name, arguments=config.Arch.arguments)
+    distill = None
+    if config.Distill is not None:
+        distill = config.Distill.model_dump() | {"teacher": named(registry.BACKBONES, config.Distill.teacher)}
     written: dict[str, Any] = {
         "Global": config.Global.model_dump(),
         "AMP": config.AMP.model_dump(),
         "EMA": config.EMA.model_dump() if config.EMA else None,
         "Arch": {**config.Arch.model_dump(exclude={"arguments"}), **with_defaults(registry.BACKBONES, arch)},
+        "Freeze": config.Freeze.model_dump(),
+        "Distill": distill,
         "Loss": terms(registry.LOSSES, config.Loss),
     }
     if config.Optimizer is not None:

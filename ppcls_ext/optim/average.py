@@ -24,10 +24,12 @@ class WeightAverage:
         self.shadow = {name: tensor.detach().astype("float32").clone() for name, tensor in self._tensors.items()}
 
     @paddle.no_grad()
-    def update(self, step: int) -> None:
-        """Follow the weights after optimizer step `step` (from 0)."""
+    def update(self, step: int, frozen: frozenset[str] = frozenset()) -> None:
+        """Follow the weights after optimizer step `step` (from 0); `frozen` ones keep their bits."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         for name, tensor in self._tensors.items():
+            if name in frozen:
+                continue
             self.shadow[name].set_value(self.shadow[name] * decay + tensor.astype("float32") * (1 - decay))
 
     @contextmanager

@@ -2,18 +2,26 @@
 
 `step` counts optimizer steps from 0. All schedules share a linear warm-up of `warmup_epoch` epochs (a fraction is
 allowed) from `warmup_start_lr`, after which the schedule proper begins; with `by_epoch` the rate changes only where an
-epoch begins.
+epoch begins. One schedule, Plateau, also looks at evaluations, and has a state.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from ppcls_ext.errors import RunFailed, did_you_mean
 from ppcls_ext.registry import SCHEDULES
 
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
 
-class _Schedule:
+
+class Schedule:
     """Warm-up, then `after_warmup(done, total, steps_per_epoch)` with `done` in [0, total) steps."""
 
     def __init__(self, learning_rate: float, warmup_epoch: float, warmup_start_lr: float, by_epoch: bool) -> None:
@@ -40,10 +48,24 @@ class _Schedule:
     def after_warmup(self, done: int, total: int, steps_per_epoch: int, step: int) -> float:
         raise NotImplementedError
 
+    def observe(self, result: Mapping[str, float]) -> None:
+        """Take note of an evaluation of the weights; most schedules do not care."""
+
+    def state(self) -> dict[str, Any]:
+        """What `observe` has changed, in plain types."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+
 
 @SCHEDULES.register("Cosine")
-class Cosine(_Schedule):
-    """Half a cosine from `learning_rate` to `eta_min` (Loshchilov and Hutter, arXiv 1608.03983, equation 5)."""
+class Cosine(Schedule):
+    """Half a cosine from `learning_rate` to the floor `eta_min` (Loshchilov and Hutter, arXiv 1608.03983, equation 5).
+
+    With `cycles` it begins anew that often in the run, each cycle `cycle_mult` times as long as the one before, from a
+    peak `cycle_decay` times as high.
+    """
 
     def __init__(
         self,
@@ -52,18 +74,31 @@ class Cosine(_Schedule):
         warmup_epoch: float = 0.0,
         warmup_start_lr: float = 0.0,
         by_epoch: bool = False,
+        cycles: AtLeastOne = 1,
+        cycle_mult: Annotated[float, Field(gt=0)] = 1.0,
+        cycle_decay: Annotated[float, Field(gt=0, le=1)] = 1.0,
     ) -> None:
         super().__init__(learning_rate, warmup_epoch, warmup_start_lr, by_epoch)
-        if not 0 <= eta_min <= learning_rate:
-            raise ValueError(f"eta_min: expected 0 to learning_rate ({learning_rate}), got {eta_min}")
+        lowest = learning_rate * cycle_decay ** (cycles - 1)
+        if not 0 <= eta_min <= lowest:
+            at = " at its last peak" if cycles > 1 else ""
+            raise ValueError(f"eta_min: expected 0 to learning_rate{at} ({lowest:g}), got {eta_min}")
         self.eta_min = eta_min
+        lengths = [cycle_mult**cycle for cycle in range(cycles)]
+        self.begins = [sum(lengths[:cycle]) / sum(lengths) for cycle in range(cycles)] + [1.0]  # parts of the run
+        self.cycle_decay = cycle_decay
 
     def after_warmup(self, done: int, total: int, steps_per_epoch: int, step: int) -> float:
-        return self.eta_min + (self.learning_rate - self.eta_min) * 0.5 * (1 + math.cos(math.pi * min(done / total, 1)))
+        cycle = min(bisect_right(self.begins, done / total), len(self.begins) - 1) - 1
+        first, last = self.begins[cycle] * total, self.begins[cycle + 1] * total
+        peak = self.learning_rate * self.cycle_decay**cycle
+        part = min((done - first) / (last - first), 1)
+        return self.eta_min + (peak - self.eta_min) * 0.5 * (1 + math.cos(math.pi * part))
 
 
 @SCHEDULES.register("Linear")
-class Linear(_Schedule):
+@SCHEDULES.register("Polynomial")
+class Linear(Schedule):
     """A straight line (or, with `power`, a polynomial) from `learning_rate` to `end_lr` at the end of the run."""
 
     def __init__(
@@ -87,7 +122,7 @@ class Linear(_Schedule):
 
 @SCHEDULES.register("MultiStep")
 @SCHEDULES.register("MultiStepDecay")
-class MultiStep(_Schedule):
+class MultiStep(Schedule):
     """`learning_rate` times `gamma` for every milestone (in epochs of the run, warm-up included) passed."""
 
     def __init__(
@@ -112,7 +147,7 @@ class MultiStep(_Schedule):
 
 
 @SCHEDULES.register("Piecewise")
-class Piecewise(_Schedule):
+class Piecewise(Schedule):
     """`values[i]` between the epochs `decay_epochs[i-1]` and `decay_epochs[i]`: one value more than epochs."""
 
     def __init__(
@@ -142,7 +177,7 @@ class Piecewise(_Schedule):
 
 @SCHEDULES.register("Constant")
 @SCHEDULES.register("ConstLR")
-class Constant(_Schedule):
+class Constant(Schedule):
     """The same rate throughout, after the warm-up."""
 
     def __init__(
@@ -152,3 +187,146 @@ class Constant(_Schedule):
 
     def after_warmup(self, done: int, total: int, steps_per_epoch: int, step: int) -> float:
         return self.learning_rate
+
+
+@SCHEDULES.register("Step")
+class Step(Schedule):
+    """`learning_rate` times `gamma` after every `step_size` epochs of the run, warm-up included."""
+
+    def __init__(
+        self,
+        learning_rate: float,
+        step_size: Annotated[float, Field(gt=0)],
+        gamma: Annotated[float, Field(gt=0)] = 0.1,
+        warmup_epoch: float = 0.0,
+        warmup_start_lr: float = 0.0,
+        by_epoch: bool = False,
+    ) -> None:
+        super().__init__(learning_rate, warmup_epoch, warmup_start_lr, by_epoch)
+        self.step_size = step_size
+        self.gamma = gamma
+
+    def after_warmup(self, done: int, total: int, steps_per_epoch: int, step: int) -> float:
+        return self.learning_rate * self.gamma ** math.floor(step / (self.step_size * steps_per_epoch))
+
+
+@SCHEDULES.register("Exponential")
+class Exponential(Schedule):
+    """`learning_rate` times `gamma` to the power of the epochs since the warm-up: smoothly, or in steps by `by_epoch`.
+
+    EfficientNet's 0.97 every 2.4 epochs is `gamma: 0.9874`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        gamma: Annotated[float, Field(gt=0, le=1)],
+        warmup_epoch: float = 0.0,
+        warmup_start_lr: float = 0.0,
+        by_epoch: bool = False,
+    ) -> None:
+        super().__init__(learning_rate, warmup_epoch, warmup_start_lr, by_epoch)
+        self.gamma = gamma
+
+    def after_warmup(self, done: int, total: int, steps_per_epoch: int, step: int) -> float:
+        return self.learning_rate * self.gamma ** (done / steps_per_epoch)
+
+
+@SCHEDULES.register("OneCycle")
+class OneCycle(Schedule):
+    """Up from learning_rate / `divide_factor` to `learning_rate` in the part `phase_pct` of the run, then down to
+    `end_learning_rate` (Smith and Topin, arXiv 1708.07120); only the rate goes round, not the momentum.
+
+    The rise comes after the warm-up, where one is asked for.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        divide_factor: Annotated[float, Field(ge=1)] = 25.0,
+        end_learning_rate: float = 0.0,
+        phase_pct: Annotated[float, Field(gt=0, lt=1)] = 0.3,
+        anneal_strategy: Literal["cos", "linear"] = "cos",
+        warmup_epoch: float = 0.0,
+        warmup_start_lr: float = 0.0,
+        by_epoch: bool = False,
+    ) -> None:
+        if not 0 <= end_learning_rate <= learning_rate:
+            raise ValueError(
+                f"end_learning_rate: expected 0 to learning_rate ({learning_rate}), got {end_learning_rate}"
+            )
+        self.first = learning_rate / divide_factor
+        super().__init__(self.first, warmup_epoch, warmup_start_lr, by_epoch)  # the warm-up ends where the rise begins
+        self.peak = learning_rate
+        self.end = end_learning_rate
+        self.phase_pct = phase_pct
+        self.anneal_strategy = anneal_strategy
+
+    def after_warmup(self, done: int, total: int, steps_per_epoch: int, step: int) -> float:
+        rise = self.phase_pct * total
+        if done < rise:
+            begin, end, part = self.first, self.peak, done / rise
+        else:
+            begin, end, part = self.peak, self.end, min((done - rise) / (total - rise), 1)
+        if self.anneal_strategy == "cos":
+            part = 0.5 * (1 - math.cos(math.pi * part))
+        return begin + (end - begin) * part
+
+
+@SCHEDULES.register("Plateau")
+@SCHEDULES.register("ReduceOnPlateau")
+class Plateau(Schedule):
+    """`learning_rate`, times `factor` whenever more than `patience` evaluations running bring no gain.
+
+    A gain is a `metric` ("loss", "top1", ...) better than the best by more than `threshold` (`rel`: a part of the
+    best). After a reduction `cooldown` evaluations are not counted. The rate stays at `min_lr` or above. Paddle's rule
+    (`paddle.optimizer.lr.ReduceOnPlateau`), whose argument names these are; the state is saved with the run.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        metric: str = "loss",
+        mode: Literal["min", "max"] | None = None,
+        factor: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+        patience: Count = 10,
+        threshold: Annotated[float, Field(ge=0)] = 1e-4,
+        threshold_mode: Literal["rel", "abs"] = "rel",
+        cooldown: Count = 0,
+        min_lr: Annotated[float, Field(ge=0)] = 0.0,
+        warmup_epoch: float = 0.0,
+        warmup_start_lr: float = 0.0,
+        by_epoch: bool = False,
+    ) -> None:
+        super().__init__(learning_rate, warmup_epoch, warmup_start_lr, by_epoch)
+        self.metric = metric
+        self.sign = {"min": -1, "max": 1}[mode or ("min" if "loss" in metric.lower() else "max")]
+        self.factor, self.patience, self.cooldown, self.min_lr = factor, patience, cooldown, min_lr
+        self.threshold, self.threshold_mode = threshold, threshold_mode
+        self.best: float | None = None
+        self.bad = self.resting = self.reductions = 0
+
+    def after_warmup(self, done: int, total: int, steps_per_epoch: int, step: int) -> float:
+        return max(self.learning_rate * self.factor**self.reductions, min(self.min_lr, self.learning_rate))
+
+    def observe(self, result: Mapping[str, float]) -> None:
+        if self.metric not in result:
+            near = did_you_mean(self.metric, result)
+            raise RunFailed(f"Optimizer.lr.metric: evaluations have no '{self.metric}'. {near}")
+        value = result[self.metric]
+        margin = self.threshold * (abs(self.best) if self.best is not None and self.threshold_mode == "rel" else 1)
+        if self.best is None or self.sign * (value - self.best) > margin:
+            self.best, self.bad = value, 0
+        else:
+            self.bad += 1
+        if self.resting:
+            self.resting, self.bad = self.resting - 1, 0
+        elif self.bad > self.patience:
+            self.reductions, self.bad, self.resting = self.reductions + 1, 0, self.cooldown
+
+    def state(self) -> dict[str, Any]:
+        return {"best": self.best, "bad": self.bad, "resting": self.resting, "reductions": self.reductions}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.best = state["best"]
+        self.bad, self.resting, self.reductions = state["bad"], state["resting"], state["reductions"]
