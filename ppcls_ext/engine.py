@@ -131,13 +131,15 @@ def train_epoch(run: Run) -> None:
             for number, part in enumerate(group, 1):
                 batch = next(batches)
                 images, labels = paddle.to_tensor(batch.images), paddle.to_tensor(batch.labels)
+                # Of mixed images the loss sees soft labels, and the accuracy counts the class of the larger part.
+                targets = labels if batch.targets is None else paddle.to_tensor(batch.targets)
                 # Gradients are exchanged once a step, with its last part.
                 exchange = (
                     nullcontext() if number == len(group) or run.replica is run.network else run.replica.no_sync()
                 )
                 with exchange:
                     with run.precision.autocast():
-                        terms, logits = run.objective(run.replica, images, labels)
+                        terms, logits = run.objective(run.replica, images, targets)
                         loss = sum(terms.values())
                     run.precision.backward(loss * (len(part) / planned))
                 meter.add(batch, terms, loss, logits, labels)

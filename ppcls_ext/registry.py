@@ -62,6 +62,7 @@ class Registry:
 BACKBONES = Registry("backbone")
 LOSSES = Registry("loss")
 TRANSFORMS = Registry("transform")
+BATCH_TRANSFORMS = Registry("batch transform")
 DATASETS = Registry("dataset")
 SAMPLERS = Registry("sampler")
 OPTIMIZERS = Registry("optimizer")

@@ -47,6 +47,9 @@ class Noise:
         image = np.random.default_rng([0, epoch, index]).random(size, np.float32)
         return image, int(self.labels[index])
 
+    def mix(self, images: np.ndarray, indices: list[int], epoch: int) -> None:
+        return None
+
     def refuse(self, *indices: int) -> Noise:
         """The same samples, of which some cannot be read."""
 

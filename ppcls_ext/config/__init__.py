@@ -49,6 +49,7 @@ def import_components() -> None:
     """Import the modules whose components register themselves."""
     import ppcls_ext.backbones
     import ppcls_ext.data.datasets
+    import ppcls_ext.data.mixing
     import ppcls_ext.data.samplers
     import ppcls_ext.losses
     import ppcls_ext.metrics

@@ -227,6 +227,7 @@ class Check:
         )
         if dataset is not None:
             self.transforms(dataset.arguments.get("transform_ops"), f"{place}.dataset.transform_ops", channels)
+            self.mixing(dataset.arguments.get("batch_transform_ops"), name, f"{place}.dataset.batch_transform_ops")
         sampler = self.component(registry.SAMPLERS, mapping.get("sampler"), f"{place}.sampler", build=True)
         options = self.fields(LoaderOptions, self.mapping(mapping.get("loader"), f"{place}.loader"), f"{place}.loader")
         if dataset is None or sampler is None:
@@ -236,6 +237,15 @@ class Check:
     def transforms(self, ops: Any, place: str, channels: int) -> None:
         if isinstance(ops, list):
             self.problems += check_transforms(ops, place, channels)
+
+    def mixing(self, ops: Any, split: str, place: str) -> None:
+        if not ops:
+            return
+        if split == "Eval":
+            self.say(f"{place}: an evaluation never mixes images; it belongs in DataLoader.Train")
+        operators = self.one_key_list(registry.BATCH_TRANSFORMS, ops, place, build=True)
+        if len(operators) > 1:
+            self.say(f"{place}: {len(operators)} operators; OpSampler chooses one of several for each batch")
 
     def infer(self, raw: dict[str, Any], channels: int) -> InferOptions:
         mapping = self.section(raw, "Infer")
@@ -284,6 +294,17 @@ class Check:
             if not options.eval_during_train or config["DataLoader"].Eval is None:
                 self.say("Optimizer.lr: Plateau needs evaluations: Global.eval_during_train=True and DataLoader.Eval")
 
+    def smoothing(self, losses: list[Component], split: Split | None) -> None:
+        """Labels are smoothed once: by the operator that mixes them, or by the loss."""
+        for op in (split.dataset.arguments.get("batch_transform_ops") if split else None) or []:
+            mixed = (op.get("Mixup") or {}).get("label_smoothing", 0)
+            for number, loss in enumerate(losses):
+                if mixed and loss.arguments.get("epsilon"):
+                    self.say(
+                        f"Loss.Train.{number}.{loss.name}.epsilon: {loss.arguments['epsilon']} would smooth labels "
+                        f"that Mixup.label_smoothing ({mixed}) has smoothed already; give one of the two"
+                    )
+
     @staticmethod
     def file_of(path: str, suffix: str) -> bool:
         return Path(path).is_file() or Path(path + suffix).is_file()
@@ -314,6 +335,7 @@ class Check:
         )
         if "Train" in self.needs:
             self.run(options, config["DataLoader"])
+            self.smoothing(config["Loss"].Train, config["DataLoader"].Train)
             if not config["Loss"].Train:
                 self.say("Loss.Train: missing; for example [- CELoss: {weight: 1.0}]")
             self.optimization(config)

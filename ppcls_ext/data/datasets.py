@@ -14,6 +14,7 @@ import numpy as np
 from ppcls_ext.data.class_map import agreed_class_names, check_class_names, read_class_map
 from ppcls_ext.data.folders import ClassFolders, scan_class_folders
 from ppcls_ext.data.label_list import CheckFiles, read_label_list
+from ppcls_ext.data.mixing import BatchOps, Mixing, batch_rng, build_batch_operator
 from ppcls_ext.data.paths import Paths, pack_paths
 from ppcls_ext.data.problems import Problems
 from ppcls_ext.errors import Refused, RunFailed, did_you_mean
@@ -58,6 +59,7 @@ class ImageDataset:
         seed: int,
         unreadable: Unreadable,
         max_unreadable: int,
+        batch_transform_ops: BatchOps | None = None,
     ) -> None:
         self.image_root = image_root
         self.labels = labels  # int32 (n,)
@@ -68,6 +70,7 @@ class ImageDataset:
         self.max_unreadable = max_unreadable
         self.notes: list[str] = []
         self.pipeline = build_transforms(transform_ops, channels)
+        self._batch_operator = build_batch_operator(batch_transform_ops)
         self._paths = paths
 
     def __len__(self) -> int:
@@ -98,6 +101,12 @@ class ImageDataset:
             raise SampleError(path, self.origin(index), f"cannot be decoded: {error}") from error
         return image, int(self.labels[index])
 
+    def mix(self, images: np.ndarray, indices: list[int], epoch: int) -> Mixing | None:
+        """Mix a batch of images in place as `batch_transform_ops` says; what was mixed, None without the operator."""
+        if self._batch_operator is None:
+            return None
+        return self._batch_operator(images, batch_rng(self.seed, epoch, indices))
+
 
 @DATASETS.register("ImageNetDataset")
 class ImageNetDataset(ImageDataset):
@@ -117,6 +126,7 @@ class ImageNetDataset(ImageDataset):
         check_files: CheckFiles | None = None,
         unreadable: Unreadable = "error",
         max_unreadable: int = 100,
+        batch_transform_ops: BatchOps | None = None,
         channels: int = 3,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
@@ -141,6 +151,7 @@ class ImageNetDataset(ImageDataset):
             seed,
             unreadable,
             max_unreadable,
+            batch_transform_ops,
         )
         if self._list.repeated:
             self.notes.append(f"{cls_label_path}: {self._list.repeated} lines repeat an earlier line")
@@ -164,6 +175,7 @@ class ClassFolderDataset(ImageDataset):
         class_map: InputFile | None = None,
         unreadable: Unreadable = "error",
         max_unreadable: int = 100,
+        batch_transform_ops: BatchOps | None = None,
         channels: int = 3,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
@@ -193,6 +205,7 @@ class ClassFolderDataset(ImageDataset):
             seed,
             unreadable,
             max_unreadable,
+            batch_transform_ops,
         )
         self.notes += folders.notes()
         absent = [name for name in index_of if not folders.images.get(name)]

@@ -33,6 +33,7 @@ import cv2
 import numpy as np
 
 from ppcls_ext.data.datasets import SampleError, place_of
+from ppcls_ext.data.mixing import Mixing
 from ppcls_ext.errors import Refused, RunFailed
 
 _HEADER = struct.Struct("<Q")  # length of the message that follows
@@ -46,9 +47,11 @@ class Dataset(Protocol):
 
     unreadable: str
     max_unreadable: int
+    num_classes: int
 
     def __len__(self) -> int: ...
     def load(self, index: int, epoch: int) -> tuple[np.ndarray, int]: ...
+    def mix(self, images: np.ndarray, indices: list[int], epoch: int) -> Mixing | None: ...
     def path(self, index: int) -> str: ...
     def origin(self, index: int) -> str: ...
 
@@ -58,9 +61,10 @@ class Batch:
     """Samples of one batch; an evaluation may meet one of length 0."""
 
     images: np.ndarray  # float32 (n, C, H, W)
-    labels: np.ndarray  # int64 (n,)
+    labels: np.ndarray  # int64 (n,); where images were mixed, of their larger parts
     indices: np.ndarray  # int64 (n,), their places in the dataset
     wait: float  # seconds for which the consumer was kept waiting
+    targets: np.ndarray | None = None  # float32 (n, classes): soft labels of mixed images
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class _Loaded:
     labels: list[int]
     indices: list[int]
     skipped: dict[str, str]
+    mixing: Mixing | None = None
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,7 @@ def _read_batch(
     if images is not None:
         loaded.images = images[: len(loaded.indices)]
         loaded.shape = loaded.images.shape
+        loaded.mixing = dataset.mix(loaded.images, loaded.indices, epoch)
     return loaded
 
 
@@ -567,7 +573,11 @@ class Loader:
                 )
             images = np.zeros((0, *self._sample_shape(epoch)), np.float32)
         labels, indices = np.array(loaded.labels, np.int64), np.array(loaded.indices, np.int64)
-        return Batch(images, labels, indices, time.perf_counter() - asked)
+        targets = None
+        if loaded.mixing is not None:
+            targets = loaded.mixing.targets(labels, self.dataset.num_classes)
+            labels = loaded.mixing.dominant(labels)
+        return Batch(images, labels, indices, time.perf_counter() - asked, targets)
 
     def _enter_skipped(self, skipped: dict[str, str]) -> None:
         self.skipped.update(skipped)
