@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 REQUIREMENTS ?= -r requirements.txt
 
-.PHONY: quickstart test test-slow test-paddle26 setup lint clean
+.PHONY: quickstart test test-slow test-paddle26 test-paddleclas parity setup lint clean
 
 setup: $(VENV)/.installed
 
@@ -25,6 +25,18 @@ test: setup
 test-slow: setup
 	$(VENV)/bin/python -m pytest -m slow
 
+# PaddleClas's pins exclude ours: an environment of its own, and the tests that need it.
+test-paddleclas:
+	$(PYTHON) -m venv .venv-paddleclas
+	.venv-paddleclas/bin/python -m pip install --quiet -r requirements-paddleclas.txt
+	.venv-paddleclas/bin/python -m pip install --quiet --no-deps --editable .
+	.venv-paddleclas/bin/python -m pytest tests/test_paddleclas.py
+
+# Measures every network against its reference; FIXTURES are folders of whole fixtures (tests/parity/reference.py).
+FIXTURES ?= ../shared/parity/fixtures
+parity: setup
+	$(VENV)/bin/python tests/parity/table.py $(FIXTURES) --write docs/networks.md
+
 test-paddle26:
 	$(MAKE) test VENV=.venv-paddle26 REQUIREMENTS="-r requirements-paddle26.txt -r requirements.txt"
 
@@ -33,4 +45,4 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf .venv .venv-paddle26 quickstart build *.egg-info
+	rm -rf .venv .venv-paddle26 .venv-paddleclas quickstart build *.egg-info

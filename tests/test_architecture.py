@@ -15,7 +15,7 @@ LAYERS = [
     {"registry", "distributed", "checkpoint", "pickles", "unpickle", "log", "layers", "ops"},
     {"transforms", "prediction", "served"},
     {"config"},
-    {"losses", "metrics", "optim", "backbones", "weights", "device", "models"},
+    {"losses", "metrics", "optim", "backbones", "weights", "device", "models", "paddleclas"},
     {"data"},
     {"report"},
     {"objective", "freezing", "meter", "run", "engine", "trained", "export"},

@@ -57,7 +57,7 @@ def compact(path: Path) -> None:
         if "logits" in name:
             array = array[:, ::LOGIT_STEP]
         arrays[name] = array if name.endswith("_f64") else array.astype(np.float32)
-    keep = ("state_dict", "gain_rules", "num_params", "eval", "odd", "train")
+    keep = ("state_dict", "gain_rules", "num_params", "merged_num_params", "eval", "odd", "train")
     facts = json.dumps({key: full.facts[key] for key in keep if key in full.facts}, separators=(",", ":"))
     np.savez_compressed(FOLDER / f"{full.variant}.npz", facts=np.frombuffer(facts.encode(), np.uint8), **arrays)
 
@@ -117,15 +117,20 @@ def reference_weights(fixture: Fixture) -> dict[str, np.ndarray]:
     return tensors
 
 
-def images(part: dict[str, Any]) -> np.ndarray:
-    """The input of one part ("eval", "odd", "train") of a fixture: noise, a coarse grid and an offset."""
-    n, _, height, width = part["shape"]
-    draw = generator(part["input_key"])
+def drawn(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Images (N, 3, H, W) that everybody can draw again: noise, a coarse grid and an offset."""
+    n, _, height, width = shape
+    draw = generator(key)
     noise = draw.standard_normal((n, 3, height, width))
     grid = draw.standard_normal((n, 3, 8, 8))
     offset = draw.standard_normal((n, 3, 1, 1))
     rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
-    x = (0.5 * noise + grid[:, :, rows][:, :, :, columns] + 0.5 * offset).astype(np.float32)
+    return (0.5 * noise + grid[:, :, rows][:, :, :, columns] + 0.5 * offset).astype(np.float32)
+
+
+def images(part: dict[str, Any]) -> np.ndarray:
+    """The input of one part ("eval", "odd", "train") of a fixture."""
+    x = drawn(part["input_key"], part["shape"])
     assert crc(x) == part["input_crc"], f"the input {part['input_key']} is made of other numbers than the reference had"
     return x
 

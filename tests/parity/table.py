@@ -1,0 +1,126 @@
+"""The parity table of the documentation: every network against its reference, measured.
+
+    python tests/parity/table.py ../shared/parity/fixtures [MORE_FOLDERS ...] [--only PATTERN] [--write docs/parity.md]
+
+Folders hold <family>/<variant>.{json,npz}, as tests/parity/reference.py writes them; without one, the small copies
+beside this file are measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import paddle
+from parity import compare
+from parity.cases import CASES, Case, our_names, with_reference_weights
+from parity.fixture import FOLDER, Fixture, images, load_compact, load_full
+
+HEAD = (
+    "| network | reference | parameters | logits, native size | logits, 161x193 | stages | "
+    "training step: loss | gradients, float32 | gradients, float64 | BN statistics |",
+    "|---|---|---|---|---|---|---|---|---|---|",
+)
+
+
+def fixtures(case: Case, folders: list[Path]) -> Iterator[Fixture]:
+    """The first whole fixture of a case, or its small copy if no folder is named; nothing if there is none."""
+    for folder in folders:
+        path = folder / f"{case.fixture}.json"
+        if path.is_file():
+            yield load_full(path)
+            return
+    if not folders and (FOLDER / f"{case.variant}.npz").is_file():
+        yield load_compact(case.variant)
+
+
+def row(case: Case, expected: Fixture) -> str:
+    """One line of the table: the largest differences, relative ones for stages, gradients and statistics."""
+    with tempfile.TemporaryDirectory() as folder:
+        network = with_reference_weights(case, expected, Path(folder))
+    parameters = sum(int(p.size) for p in network.parameters() if p.trainable)
+    assert parameters == expected.facts["num_params"], f"{case.variant}: {parameters:,} parameters"
+    parts = {tag: compare.evaluation(expected, network, tag, case.stage_names) for tag in sizes(expected)}
+    stages = max(part["stages"] for part in parts.values())
+    cells = [f"{parameters:,}", *(shown(parts[tag]["logits"]) if tag in parts else "-" for tag in ("eval", "odd"))]
+    cells.append(shown(stages))
+    if "train" in expected.facts:
+        names = our_names(expected, network)
+        step = compare.training_step(expected, network, names)
+        with tempfile.TemporaryDirectory() as folder:  # the step has moved the statistics
+            network = with_reference_weights(case, expected, Path(folder))
+        loss, gradients = compare.training_step_in_float64(expected, network, names)
+        assert loss <= 1e-6, f"{case.variant}: the loss in float64 differs by {loss:.2g}"
+        statistics = shown(step.statistics) if expected.facts["train"]["bn_buffers"] else "-"
+        cells += [shown(step.loss), shown(max(step.gradients.values())), shown(max(gradients.values())), statistics]
+    else:
+        cells += ["-"] * 4
+    return f"| {case.model} | {case.variant} | {' | '.join(cells)} |"
+
+
+def merged_row(case: Case, expected: Fixture) -> str:
+    """The same for the network after structural re-parameterisation."""
+    with tempfile.TemporaryDirectory() as folder:
+        network = with_reference_weights(case, expected, Path(folder))
+    network.eval()
+    network.reparameterize()
+    parameters = sum(int(p.size) for p in network.parameters() if p.trainable)
+    assert parameters == expected.facts["merged_num_params"], f"{case.variant}: {parameters:,} merged parameters"
+    cells = [f"{parameters:,}"]
+    for tag in ("eval", "odd"):
+        reference = expected.arrays.get(f"merged_{tag}_logits")
+        if reference is None:
+            cells.append("-")
+            continue
+        with paddle.no_grad():
+            logits = network(paddle.to_tensor(images(expected.facts[tag]))).numpy()
+        cells.append(shown(float(np.abs(logits[:, :: expected.logit_step] - reference).max())))
+    return f"| {case.model}, merged | {case.variant} | {' | '.join(cells + ['-'] * 5)} |"
+
+
+def sizes(expected: Fixture) -> list[str]:
+    return [tag for tag in ("eval", "odd") if tag in expected.facts]
+
+
+def shown(difference: float) -> str:
+    return f"{difference:.1e}"
+
+
+def written(path: Path, rows: list[str]) -> None:
+    """Put the table between the two marks of a page."""
+    text = path.read_text(encoding="utf-8")
+    start, end = (text.index(mark) for mark in ("<!-- parity -->", "<!-- end of parity -->"))
+    table = "\n".join(("<!-- parity -->", *HEAD, *rows, ""))
+    path.write_text(text[:start] + table + text[end:], encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="*", type=Path, help="folders of whole fixtures")
+    parser.add_argument("--only", default="*", help="a pattern of variants, such as 'resnext50*'")
+    parser.add_argument("--write", type=Path, help="the page whose table is replaced")
+    arguments = parser.parse_args()
+    print("\n".join(HEAD), flush=True)
+    rows = []
+    for case in CASES:
+        if not fnmatch.fnmatchcase(case.variant, arguments.only):
+            continue
+        for expected in fixtures(case, arguments.folders):
+            rows.append(row(case, expected))
+            print(rows[-1], flush=True)
+            if "merged_num_params" in expected.facts:
+                rows.append(merged_row(case, expected))
+                print(rows[-1], flush=True)
+    if arguments.write:
+        written(arguments.write, rows)
+
+
+if __name__ == "__main__":
+    main()
