@@ -170,9 +170,7 @@ def train_epoch(run: Run) -> None:
 def set_training(run: Run) -> None:
     """Put the network in training mode, what `Freeze` names for this epoch excepted."""
     run.network.train()
-    changed = run.freezing.apply(run.position.epoch)
-    if changed and run.replica is not run.network:  # it waits for the gradients that there were when it was made
-        run.replica = paddle.DataParallel(run.network)
+    run.freezing.apply(run.position.epoch)
     if run.freezing.unsaid():
         run.log.info(f"epoch {run.position.epoch}: {run.freezing.summary()}")
 

@@ -61,8 +61,12 @@ class Freezing:
             frozen -= self._of_groups(from_the_head[: (epoch - 1) // options.unfreeze_every])
         return frozen
 
-    def apply(self, epoch: int) -> bool:
-        """Freeze and unfreeze for `epoch`; whether anything changed. Frozen batch norms are put in evaluation mode.
+    def thaws(self) -> bool:
+        """Whether what is frozen at first trains later."""
+        return bool(self.options.unfreeze or self.options.unfreeze_every)
+
+    def apply(self, epoch: int) -> None:
+        """Freeze and unfreeze for `epoch`. Frozen batch norms are put in evaluation mode.
 
         To be called after `network.train()`, which puts all of them in training mode.
         """
@@ -76,9 +80,7 @@ class Freezing:
                 if own & self.trainable.keys() and not (own & self.trainable.keys()) - frozen:
                     layer.eval()
                     statistics |= own
-        changed = self.frozen != frozen | statistics
         self.frozen = frozenset(frozen | statistics)
-        return changed
 
     def unsaid(self) -> bool:
         """Whether what is frozen differs from what `summary` told last."""

@@ -125,7 +125,8 @@ def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Check
     average = WeightAverage(network, config.EMA.decay, config.EMA.warmup) if config.EMA else None
     precision = Precision(config, network, optimizer)
     create_states(optimizer)
-    replica = paddle.DataParallel(network) if world > 1 else network
+    # Of layers that thaw later it must not wait for gradients before; made anew in mid-run it would crash.
+    replica = paddle.DataParallel(network, find_unused_parameters=freezing.thaws()) if world > 1 else network
     run = Run(
         config=config,
         log=log,

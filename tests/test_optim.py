@@ -10,11 +10,22 @@ from typing import Any
 import numpy as np
 import paddle
 import pytest
+from test_engine import assert_same_bits, train
 
-from ppcls_ext import config
+from ppcls_ext import config, engine
+from ppcls_ext.checkpoint import load_set
 from ppcls_ext.errors import Refused
-from ppcls_ext.optim import build_optimizer, create_states, evaluation_weights, load_optimizer_state, optimizer_state
+from ppcls_ext.log import read_metrics
+from ppcls_ext.optim import (
+    build_optimizer,
+    create_states,
+    evaluation_weights,
+    load_optimizer_state,
+    make_clip,
+    optimizer_state,
+)
 from ppcls_ext.registry import OPTIMIZERS
+from ppcls_ext.trained import evaluate_trained
 
 RATES = [0.0, 0.1, 0.2, 0.2, 0.05, 0.1]  # the first of a warm-up is 0
 Array = np.ndarray
@@ -239,3 +250,110 @@ def test_every_optimizer_of_paddleclas_own_files_resolves(shared: Path) -> None:
         except Refused as refused:
             assert "Optimizer" not in str(refused)
     assert names
+
+
+# ------------------------------------------------------------------------------------------------ clipping
+
+
+class Convolved(paddle.nn.Layer):
+    """A convolution, a linear layer and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.body, self.head = paddle.nn.Conv2D(2, 3, 3), paddle.nn.Linear(3, 4), paddle.nn.Linear(4, 2)
+
+    def layer_groups(self) -> list[tuple[str, list[str]]]:
+        return [("conv", ["conv."]), ("body", ["body."]), ("head", ["head."])]
+
+
+def clipped(**given: float) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+    """Weights, gradients, and what the clip of the configuration makes of them."""
+    paddle.seed(0)
+    network = Convolved()
+    sum((p * paddle.randn(p.shape)).sum() for p in network.parameters()).backward()
+    weights = {name: p.numpy().copy() for name, p in network.named_parameters()}
+    before = {name: p.grad.numpy().copy() for name, p in network.named_parameters()}
+    make_clip(options("SGD", **given), network)()
+    return weights, before, {name: p.grad.numpy() for name, p in network.named_parameters()}
+
+
+def test_adaptive_clipping_shortens_each_units_gradient_to_a_part_of_its_weights() -> None:
+    weights, before, after = clipped(clip_adaptive=0.05)
+    for name, gradient in before.items():
+        if name.startswith("head"):
+            np.testing.assert_array_equal(after[name], gradient)
+            continue
+        # (weights, gradient, result) of each unit: an output channel, an output, a whole vector
+        views = [
+            [x[i] if x.ndim == 4 else x[:, i] for i in range(x.shape[0] if x.ndim == 4 else x.shape[1])]
+            if x.ndim > 1
+            else [x]
+            for x in (weights[name], gradient, after[name])
+        ]
+        for weight, own, found in zip(*views):
+            longest = 0.05 * max(np.linalg.norm(weight), 1e-3)
+            factor = min(1.0, longest / np.linalg.norm(own))
+            np.testing.assert_allclose(found, own * factor, rtol=1e-5)
+            assert factor < 1
+
+
+def test_clipping_by_value_and_by_norm() -> None:
+    _, before, after = clipped(clip_value=0.3)
+    for name, gradient in before.items():
+        np.testing.assert_array_equal(after[name], np.clip(gradient, np.float32(-0.3), np.float32(0.3)))
+    _, before, after = clipped(clip_norm=0.5)
+    norm = math.sqrt(sum((gradient**2).sum() for gradient in before.values()))
+    for name, gradient in before.items():
+        np.testing.assert_allclose(after[name], gradient * 0.5 / norm, rtol=1e-4)
+
+
+def test_settings_of_the_optimizer_that_exclude_each_other_are_refused(write_config: Callable[..., Path]) -> None:
+    for overrides, message in (
+        (["clip_norm=1", "clip_value=1"], "Optimizer.clip_value: stands beside Optimizer.clip_norm"),
+        (["name=ScheduleFreeAdamW", "momentum="], "EMA: ScheduleFreeAdamW evaluates and saves a mean of the weights"),
+        (["layer_decay=1.5"], "Optimizer.layer_decay: expected less than or equal to 1, got 1.5"),
+        (["name=RMSprop"], "Optimizer.name: unknown optimizer 'RMSprop'. Did you mean 'RMSProp'?"),
+        (["lr={name: Plateau, learning_rate: 1}"], "Optimizer.lr: Plateau needs evaluations"),
+    ):
+        given = [f"Optimizer.{override}" for override in overrides] + ["EMA.decay=0.9"]
+        given += ["Global.eval_during_train=False"] if "Plateau" in message else []
+        with pytest.raises(Refused) as refused:
+            config.load(write_config(), given, ["Train"])
+        assert message in str(refused.value)
+
+
+def test_a_schedule_free_run_saves_what_it_evaluated_and_is_taken_up_exactly(
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lr = "lr: {name: Constant, learning_rate: 0.02, warmup_epoch: 0.5}"
+    given = [f"Optimizer={{name: ScheduleFreeAdamW, {lr}}}", "Global.epochs=2", "Global.save_steps=1"]
+    path = write_config()
+    whole = train(path, *given, f"Global.output_dir={tmp_path}/whole")
+    found = load_set(whole / "latest")
+    for name, array in found.tensors[".pdparams"].items():
+        if f"{name}:x_0" in found.tensors[".pdopt"]:
+            np.testing.assert_array_equal(array, found.tensors[".pdopt"][f"{name}:x_0"])
+    best = read_metrics(whole)
+    best = max(record["top1"] for record in best if record["kind"] == "eval")
+    loaded = config.load(path, [f"Global.pretrained_model={whole}/best_model"], ["Eval"])
+    assert evaluate_trained(loaded)["top1"] == pytest.approx(best)
+
+    class Cut(Exception):
+        pass
+
+    real = engine.save
+
+    def save_then_die(run: engine.Run, name: str) -> None:
+        real(run, name)
+        if name == "latest" and run.position.global_step == 7:
+            raise Cut
+
+    monkeypatch.setattr(engine, "save", save_then_die)
+    with pytest.raises(Cut):
+        train(path, *given, f"Global.output_dir={tmp_path}/cut")
+    monkeypatch.setattr(engine, "save", real)
+    cut = tmp_path / "cut/MicroNet_M0"
+    train(path, *given, f"Global.output_dir={tmp_path}/cut", f"Global.checkpoints={cut}/latest")
+    again = load_set(cut / "latest")
+    for member in found.tensors:
+        assert_same_bits(found.tensors[member], again.tensors[member])

@@ -54,12 +54,13 @@ class _Normalise(paddle.autograd.PyLayer):
         mean, variance = mean.astype("float32"), variance.astype("float32")
         normal = (values - _per_channel(mean, values)) * _per_channel(scale, values)
         ctx.save_for_backward(normal, weight, scale, total.astype("float32"))
+        ctx.wanted = [not tensor.stop_gradient for tensor in (x, weight, bias)]  # what is frozen wants no gradient
         result = normal * _per_channel(weight, normal) + _per_channel(bias, normal)
         ctx.mark_non_differentiable(mean, variance)
         return result.astype(x.dtype), mean, variance
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         normal, weight, scale, total = ctx.saved_tensor()
         dtype, gradient = gradient.dtype, gradient.astype("float32")
         bias_gradient = _channel_sum(gradient)
@@ -70,7 +71,8 @@ class _Normalise(paddle.autograd.PyLayer):
         x_gradient = gradient - _per_channel(mean_gradient, normal) - normal * _per_channel(mean_product, normal)
         x_gradient = x_gradient * _per_channel(weight * scale, normal)
         # those of weight and bias are this process's own: data parallelism averages them like every other
-        return x_gradient.astype(dtype), weight_gradient, bias_gradient
+        gradients = x_gradient.astype(dtype), weight_gradient, bias_gradient
+        return tuple(given if wanted else None for given, wanted in zip(gradients, ctx.wanted))
 
 
 class SyncBatchNorm(nn.Layer):
