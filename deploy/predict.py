@@ -16,11 +16,12 @@ def main() -> int:
     parser.add_argument("--topk", type=cli.positive, default=None, help="classes to name (default: as exported)")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--threads", type=cli.positive, default=1, help="threads of the CPU's mathematics")
+    parser.add_argument("--no-onednn", action="store_true", help="serve without oneDNN even where it answers alike")
     arguments = parser.parse_args()
     from ppcls_ext.prediction import find_images, predict_files, print_answers
     from ppcls_ext.served import ServedModel
 
-    served = ServedModel(arguments.model, arguments.device, arguments.threads)
+    served = ServedModel(arguments.model, arguments.device, arguments.threads, False if arguments.no_onednn else None)
     files, topk = find_images(arguments.images), arguments.topk or served.topk
     batches = predict_files(
         files, served.pipeline, served.probabilities, arguments.batch_size, topk, served.class_names

@@ -11,6 +11,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
@@ -21,6 +22,7 @@ from ppcls_ext.config import Config
 from ppcls_ext.device import choose_device
 from ppcls_ext.errors import Refused, RunFailed
 from ppcls_ext.prediction import find_images
+from ppcls_ext.probe import probe_onednn
 from ppcls_ext.served import DESCRIPTION_FILE, GRAPH_FILES, PARAMETERS_FILE, ServedModel
 from ppcls_ext.trained import class_names_of, load_trained
 from ppcls_ext.transforms import DecodeError, Pipeline, build_transforms
@@ -50,10 +52,11 @@ class Exported:
     merged: int | None  # tensors that are left of the network after merging; None if it has nothing to merge
     compared: list[str]
     largest_difference: float
+    onednn: dict[str, Any]  # of inference.yml
 
 
-def export(config: Config) -> Exported:
-    """Export `Global.pretrained_model` to `Global.save_inference_dir`.
+def export(config: Config, probe: bool = True) -> Exported:
+    """Export `Global.pretrained_model` to `Global.save_inference_dir`; `probe` tries oneDNN.
 
     Raises `Refused` without weights, transforms or real images, `RunFailed` when the static model differs.
     """
@@ -78,12 +81,16 @@ def export(config: Config) -> Exported:
     try:
         write_graph(network, config.Global.image_shape, aside)
         class_names = class_names_of(config, metadata, network.num_classes)
-        write_file(aside / DESCRIPTION_FILE, describe(config, pipeline, class_names, aside))
-        difference = compare(ServedModel(aside), images, expected, files)
+        description = describe(config, pipeline, class_names, aside)
+        write_description(aside, description)
+        difference = compare(ServedModel(aside, onednn=False), images, expected, files)
+        if probe:
+            description["OneDNN"] = probe_onednn(aside, images, expected, allowed(expected))
+            write_description(aside, description)
         take_places(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return Exported(folder, loaded, merged, files, difference)
+    return Exported(folder, loaded, merged, files, difference, description["OneDNN"])
 
 
 def answers(network: paddle.nn.Layer, images: np.ndarray) -> np.ndarray:
@@ -131,17 +138,26 @@ def write_graph(network: paddle.nn.Layer, image_shape: list[int], folder: Path) 
     paddle.jit.save(paddle.jit.to_static(model, input_spec=spec, full_graph=True), str(folder / "inference"))
 
 
-def describe(config: Config, pipeline: Pipeline, class_names: list[str] | None, folder: Path) -> str:
-    """The text of `inference.yml`."""
+def write_description(folder: Path, description: dict[str, Any]) -> None:
+    write_file(folder / DESCRIPTION_FILE, yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
+
+
+def describe(config: Config, pipeline: Pipeline, class_names: list[str] | None, folder: Path) -> dict[str, Any]:
+    """What `inference.yml` says, before oneDNN was tried."""
     names = [name for name in (*GRAPH_FILES, PARAMETERS_FILE) if (folder / name).is_file()]
     topk = config.Infer.PostProcess.arguments.get("topk", 5)
-    description = {
+    return {
         "Global": {"model_name": config.Arch.name, "image_shape": config.Global.image_shape},
         "PreProcess": {"transform_ops": pipeline.to_config()},
         "PostProcess": {"Topk": {"topk": topk, "label_list": class_names}},
         "Digests": {name: file_digest(folder / name) for name in names},
+        "OneDNN": {"enabled": False, "reason": "not tried", "paddle": paddle.__version__},
     }
-    return yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
+
+
+def allowed(expected: np.ndarray) -> np.ndarray:
+    """How far from these probabilities those of the served model may be."""
+    return ABSOLUTE + RELATIVE * np.abs(expected)
 
 
 def compare(served: ServedModel, images: np.ndarray, expected: np.ndarray, files: list[str]) -> float:
@@ -153,7 +169,7 @@ def compare(served: ServedModel, images: np.ndarray, expected: np.ndarray, files
     for count in (len(images), 1):
         got = served.probabilities(images[:count])
         difference = np.abs(got - expected[:count])
-        wrong = (difference > ABSOLUTE + RELATIVE * np.abs(expected[:count])) | ~np.isfinite(got)
+        wrong = ~(difference <= allowed(expected[:count]))  # not a number is wrong too
         if got.shape != expected[:count].shape or wrong.any():
             worst = int(wrong.any(axis=-1).argmax())
             raise RunFailed(

@@ -1,4 +1,9 @@
-"""Networks by name, for notebooks and for the shell: `python -m ppcls_ext.models list [--markdown] [PATTERN]`."""
+"""Networks by name, for notebooks and for the shell.
+
+python -m ppcls_ext.models list [--markdown] [PATTERN]   what was published
+python -m ppcls_ext.models checks [PATTERN]              the command that checks each published top-1
+python -m ppcls_ext.models evaluation NAME > NAME.yaml   the configuration that such a command needs
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,11 @@ import argparse
 from fnmatch import fnmatchcase
 from typing import Any
 
+import yaml
 from paddle import nn
 
 from ppcls_ext.backbones import facts, published_names
-from ppcls_ext.errors import refuse_all
+from ppcls_ext.errors import Refused, refuse_all
 from ppcls_ext.registry import BACKBONES, check_arguments
 
 _FROM_PROGRAM = frozenset({"num_classes", "in_channels"})
@@ -51,15 +57,77 @@ def table(names: list[str], markdown: bool = False) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
+def evaluation(name: str) -> str:
+    """A configuration (YAML) that evaluates weights of the network `name` as its published top-1 was measured."""
+    known = facts(name)
+    backend = {"paddleclas": "cv2", "torchvision": "pil"}[known.measured_with]
+    resize = {"resize_short": known.resize} if known.resize > known.crop else {"size": known.crop}
+    how = {"interpolation": known.interpolation, "backend": backend, "rounding": known.measured_with}
+    # a copy for each place: YAML would write the second as a reference to the first
+    first, second = (
+        [
+            {"DecodeImage": {"to_rgb": True, "backend": backend}},
+            {"ResizeImage": {**resize, **how}},
+            {"CropImage": {"size": known.crop, "rounding": known.measured_with}},
+            {"NormalizeImage": {"mean": list(known.mean), "std": list(known.std)}},
+        ]
+        for _ in range(2)
+    )
+    data = "./dataset/ILSVRC2012/"
+    dataset = {"name": "ImageNetDataset", "image_root": data, "cls_label_path": f"{data}val_list.txt"}
+    sections = {
+        "Global": {"device": "auto", "image_shape": [3, known.crop, known.crop]},
+        "Arch": {"name": name, "class_num": 1000},
+        "Loss": {"Eval": [{"CELoss": {"weight": 1.0}}]},
+        "DataLoader": {
+            "Eval": {
+                "dataset": {**dataset, "transform_ops": first},
+                "sampler": {"name": "DistributedBatchSampler", "batch_size": 64, "shuffle": False, "drop_last": False},
+                "loader": {"num_workers": 2},
+            }
+        },
+        "Infer": {"transforms": second},
+        "Metric": {"Eval": [{"TopkAcc": {"topk": [1, 5]}}]},
+    }
+    header = f"# {name} on ImageNet-1k, prepared as its published top-1 of {known.top1} was measured: {known.source}\n"
+    return f"{header}# {check(name)}\n{yaml.safe_dump(sections, sort_keys=False)}"
+
+
+def check(name: str) -> str:
+    """The command that evaluates somebody's weights with `evaluation(name)`."""
+    return f"python tools/eval.py -c {name}.yaml -o Global.pretrained_model=FILE"
+
+
+def checks(names: list[str]) -> str:
+    """A Markdown table of published top-1 and of the command that checks it."""
+    lines = ["| network | published top-1 | checked by |", "|---|---|---|"]
+    for name in names:
+        commands = f"`python -m ppcls_ext.models evaluation {name} > {name}.yaml; {check(name)}`"
+        lines.append(f"| {name} | {facts(name).top1} | {commands} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """`python -m ppcls_ext.models`."""
     parser = argparse.ArgumentParser(prog="python -m ppcls_ext.models", description="Networks and what was published.")
-    commands = parser.add_subparsers(required=True)
+    commands = parser.add_subparsers(required=True, dest="command")
     listing = commands.add_parser("list", help="print the published networks")
     listing.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. 'micronet*'")
     listing.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    checking = commands.add_parser("checks", help="print the command that checks each published top-1")
+    checking.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. 'micronet*'")
+    evaluating = commands.add_parser("evaluation", help="print the configuration that evaluates a network's weights")
+    evaluating.add_argument("name", help="a name that `list` prints")
     arguments = parser.parse_args()
-    print(table(list_models(arguments.pattern), arguments.markdown))
+    if arguments.command == "list":
+        print(table(list_models(arguments.pattern), arguments.markdown))
+    elif arguments.command == "checks":
+        print(checks(list_models(arguments.pattern)))
+    else:
+        try:
+            print(evaluation(arguments.name), end="")
+        except Refused as error:
+            parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """An exported folder as Paddle Inference serves it.
 
 The folder holds `inference.json` (PaddlePaddle 3) or `inference.pdmodel` (2.6), `inference.pdiparams`, and
-`inference.yml`: the preprocessing, the class names, and the digests of the other two. The network ends in a softmax.
+`inference.yml`: the preprocessing, the class names, the digests of the other two, and whether oneDNN answers as the
+trained network does (see `ppcls_ext.probe`). The network ends in a softmax.
 """
 
 from __future__ import annotations
@@ -44,11 +45,23 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
+def onednn_probed(description: dict[str, Any]) -> bool:
+    """Whether the export was found to answer alike with oneDNN, by the version of Paddle that is here."""
+    import paddle
+
+    found = description.get("OneDNN", {})
+    return found.get("enabled", False) and found.get("paddle") == paddle.__version__
+
+
 class ServedModel:
     """Paddle Inference on an exported folder, with the transforms of training."""
 
-    def __init__(self, folder: Path, device: str = "cpu", threads: int = 1) -> None:
-        """`device` is cpu or gpu; `threads` are those of the CPU's mathematics."""
+    def __init__(self, folder: Path, device: str = "cpu", threads: int = 1, onednn: bool | None = None) -> None:
+        """`device` is cpu or gpu; `threads` are those of the CPU's mathematics.
+
+        With oneDNN on a CPU if it was found to answer alike when the model was exported, by the version of Paddle that
+        is here; `onednn` True or False decides otherwise.
+        """
         import paddle
         from paddle import inference
 
@@ -56,8 +69,11 @@ class ServedModel:
         graph = next(folder / name for name in GRAPH_FILES if name in self.description["Digests"])
         options = inference.Config(str(graph), str(folder / PARAMETERS_FILE))
         options.disable_glog_info()
-        # On by default in some versions; it changes answers in the last digits and crashes on some graphs.
-        options.disable_mkldnn()
+        self.onednn = device == "cpu" and (onednn_probed(self.description) if onednn is None else onednn)
+        if self.onednn:
+            options.enable_mkldnn()
+        else:
+            options.disable_mkldnn()  # on by default in some versions
         if device == "gpu" and not paddle.is_compiled_with_cuda():
             raise Refused("--device gpu: this build of PaddlePaddle has no GPU support; take --device cpu")
         if device == "gpu":

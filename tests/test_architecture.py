@@ -13,7 +13,7 @@ import pytest
 LAYERS = [
     {"errors"},
     {"registry", "distributed", "checkpoint", "pickles", "unpickle", "log", "layers", "ops"},
-    {"transforms", "prediction", "served"},
+    {"transforms", "prediction", "served", "probe"},
     {"config"},
     {"losses", "metrics", "optim", "backbones", "weights", "device", "models", "paddleclas"},
     {"data"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from paddle import nn
 
 from ppcls_ext import config, create_model
 from ppcls_ext.backbones import facts
-from ppcls_ext.export import Exported, export
-from ppcls_ext.served import ServedModel
+from ppcls_ext.export import Exported, answers, export
+from ppcls_ext.probe import probe_onednn
+from ppcls_ext.served import ServedModel, onednn_probed
 
 # The published member of each family with the fewest parameters; EfficientNet's two kinds are two graphs.
 SMALLEST = (
@@ -39,7 +42,7 @@ def export_network(network: nn.Layer, name: str, arguments: dict[str, Any], size
         "Infer": {"transforms": operators},
     }
     (folder / "config.yaml").write_text(json.dumps(given), encoding="utf-8")
-    return export(config.load(folder / "config.yaml", [], []))
+    return export(config.load(folder / "config.yaml", [], []), probe=False)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -62,10 +65,11 @@ def test_a_network_with_branches_is_exported_merged_and_the_log_says_so(
     network = lively(create_model("RepLKNet", num_classes=7, **SMALL["RepLKNet"]))
     network.eval()
     export_network(network, "RepLKNet", SMALL["RepLKNet"], 64, tmp_path)
-    status, output, errors = run_here("tools/export_model.py", "-c", tmp_path / "config.yaml")
+    status, output, errors = run_here("tools/export_model.py", "-c", tmp_path / "config.yaml", "--no-onednn")
     assert status == 0, errors
     left = len(network.reparameterize().state_dict())
     assert f"merged parallel branches: {left} tensors are left; compared with the network before merging" in output
+    assert "served without oneDNN: not tried" in output
     # two kernels and two batch norms have become one kernel
     assert (tmp_path / "inference/inference.pdiparams").stat().st_size < (tmp_path / "weights.pdparams").stat().st_size
 
@@ -96,3 +100,69 @@ def test_the_smallest_published_member_of_every_family_is_exported_and_served(na
     done = export_network(network, name, {}, facts(name).input_size, tmp_path)
     assert done.largest_difference <= 1e-4
     assert (done.merged is not None) == name.startswith("RepLKNet")
+
+
+# ------------------------------------------------------------------------------------------------ oneDNN
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, np.ndarray]:
+    """An exported folder, images, and the probabilities that are expected of it."""
+    folder = tmp_path_factory.mktemp("probed")
+    network = lively(create_model("ShuffleNetV2", num_classes=7, **SMALL["ShuffleNetV2"]))
+    network.eval()
+    done = export_network(network, "ShuffleNetV2", SMALL["ShuffleNetV2"], 64, folder)
+    images = np.random.default_rng(0).normal(size=(3, 3, 64, 64)).astype(np.float32)
+    return done.folder, images, answers(network, images)
+
+
+def test_onednn_is_tried_in_a_process_of_its_own_and_used_where_it_answers_alike(
+    probed: tuple[Path, np.ndarray, np.ndarray],
+) -> None:
+    folder, images, expected = probed
+    found = probe_onednn(folder, images, expected, np.full_like(expected, 1e-5))
+    assert found.pop("paddle") == paddle.__version__
+    if found["enabled"]:
+        assert found.keys() == {"enabled", "largest_difference"} and found["largest_difference"] <= 1e-5
+        served = ServedModel(folder, onednn=True)
+        np.testing.assert_allclose(served.probabilities(images), expected, atol=1e-5)
+    else:  # a build or a processor without it
+        assert found["reason"].startswith(("serving with it", "answers with it"))
+    assert sorted(file.name for file in folder.iterdir())[-1] == "inference.yml"  # what the probe wrote is gone
+    assert ServedModel(folder).onednn is False  # not tried when this folder was exported
+
+
+@pytest.mark.parametrize(
+    ("status", "answered", "reason"),
+    [
+        (-signal.SIGSEGV, None, "serving with it ended by SIGSEGV"),
+        (1, None, "serving with it ended with status 1"),
+        (0, 0.25, "answers with it differ by up to 0.25"),
+        (0, np.nan, "answers with it differ by up to nan"),
+        (None, None, "serving with it did not end within 600 s"),
+    ],
+)
+def test_a_probe_that_fails_says_why_and_leaves_onednn_off(
+    status: int | None, answered: float | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = np.zeros((2, 3), np.float32)
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        if status is None:
+            raise subprocess.TimeoutExpired(command, 600)
+        if answered is not None:
+            np.save(command[-1], np.full((5, 3), answered, np.float32))
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    found = probe_onednn(tmp_path, np.zeros((2, 3, 4, 4), np.float32), expected, np.full_like(expected, 1e-5))
+    assert found == {"enabled": False, "reason": reason, "paddle": paddle.__version__}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_one_version_of_paddle_was_found_to_do_says_nothing_of_another() -> None:
+    found = {"enabled": True, "largest_difference": 1e-7, "paddle": paddle.__version__}
+    assert onednn_probed({"OneDNN": found})
+    assert not onednn_probed({"OneDNN": {**found, "paddle": "0.1"}})
+    assert not onednn_probed({"OneDNN": {**found, "enabled": False}})
+    assert not onednn_probed({})  # exported before it was tried

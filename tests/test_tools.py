@@ -192,6 +192,7 @@ def test_the_exported_folder_carries_its_preprocessing_names_and_digests(exporte
         "DecodeImage", "ResizeImage", "NormalizeImage", "ToCHWImage",
     ]  # fmt: skip
     served = ServedModel(exported)
+    assert served.onednn == description["OneDNN"]["enabled"]
     for batch in (1, 3):  # the batch is dynamic
         assert served.probabilities(np.zeros((batch, 3, 32, 32), np.float32)).shape == (batch, 3)
 
@@ -216,7 +217,7 @@ def test_an_export_replaces_an_older_one_whole(trained: Path, run_here: Run, tmp
     for name in ("inference.json", "inference.pdmodel", "inference.pdiparams", "inference.yml"):
         (folder / name).write_text("old")
     options = [weights(trained), f"Global.save_inference_dir={folder}", "Infer.infer_imgs="]
-    status, output, _ = run_here("tools/export_model.py", "-c", config_of(trained), "-o", *options)
+    status, output, _ = run_here("tools/export_model.py", "--no-onednn", "-c", config_of(trained), "-o", *options)
     assert status == 0
     assert "china.jpg" in output  # without images of the user's, two photographs of scikit-learn's
     assert len(list(folder.iterdir())) == 3
@@ -227,7 +228,7 @@ def test_an_export_for_another_size_than_its_transforms_make_is_refused(
     trained: Path, run_here: Run, tmp_path: Path
 ) -> None:
     options = [weights(trained), f"Global.save_inference_dir={tmp_path}/model", "Global.image_shape=[3, 64, 64]"]
-    status, _, errors = run_here("tools/export_model.py", "-c", config_of(trained), "-o", *options)
+    status, _, errors = run_here("tools/export_model.py", "--no-onednn", "-c", config_of(trained), "-o", *options)
     assert status == 2
     assert "Global.image_shape is [3, 64, 64], but Infer.transforms make images of [3, 32, 32]" in errors
 

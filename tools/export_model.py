@@ -6,11 +6,13 @@ from ppcls_ext import cli
 
 
 def main() -> int:
-    arguments = cli.parser(__doc__).parse_args()
+    parser = cli.parser(__doc__)
+    parser.add_argument("--no-onednn", action="store_true", help="do not try whether oneDNN may serve the model")
+    arguments = parser.parse_args()
     config = cli.load_config(arguments, needs=[])
     from ppcls_ext.export import export
 
-    done = export(config)
+    done = export(config, probe=not arguments.no_onednn)
     print(done.loaded)
     if done.merged is not None:
         print(f"merged parallel branches: {done.merged} tensors are left; compared with the network before merging")
@@ -19,6 +21,10 @@ def main() -> int:
     )
     for file in done.compared:
         print(f"  {file}")
+    if done.onednn["enabled"]:
+        print(f"served with oneDNN: its largest difference is {done.onednn['largest_difference']:.3g}")
+    else:
+        print(f"served without oneDNN: {done.onednn['reason']}")
     print(f"exported to {done.folder}")
     return 0
 

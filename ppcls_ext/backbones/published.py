@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ppcls_ext.errors import Refused, did_you_mean
 from ppcls_ext.registry import BACKBONES
+
+Project = Literal["paddleclas", "torchvision"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class Facts:
     `params` counts trainable parameters with 1000 classes and 3 channels; `macs` counts the multiply-adds of
     convolutions and linear layers for one image of `input_size`; both were counted, not taken from the publication.
     `top1` and `top5` are per cent on the ImageNet-1k validation set: resize the shorter side to `resize`, cut the
-    centre `crop`, scale to 0..1, subtract `mean`, divide by `std`.
+    centre `crop`, scale to 0..1, subtract `mean`, divide by `std`. `measured_with` says whose resize and crop did it:
+    PaddleClas's (OpenCV), or torchvision's (Pillow), which timm uses too; they also round differently.
     """
 
     params: int
@@ -32,6 +35,7 @@ class Facts:
     std: tuple[float, float, float]
     recipe: str
     source: str
+    measured_with: Project = "torchvision"
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, backbone
+from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, Project, backbone
 from ppcls_ext.errors import Refused
 from ppcls_ext.layers import fill_convolutions, fill_like_pytorch, global_mean, require_positive
 from ppcls_ext.registry import BACKBONES
@@ -178,7 +178,9 @@ def resnext(
     return ResNeXt(list(depths), width, groups, base_width, vd, num_classes, in_channels)
 
 
-def evaluated(params: int, macs: int, top1: float, top5: float, recipe: str, source: str) -> Facts:
+def evaluated(
+    params: int, macs: int, top1: float, top5: float, recipe: str, source: str, measured_with: Project = "paddleclas"
+) -> Facts:
     """Facts of one member: what all share is written here once."""
     return Facts(
         params=params,
@@ -193,6 +195,7 @@ def evaluated(params: int, macs: int, top1: float, top5: float, recipe: str, sou
         std=IMAGENET_STD,
         recipe=recipe,
         source=source,
+        measured_with=measured_with,
     )
 
 
@@ -221,7 +224,7 @@ def torchvision(params: int, macs: int, top1: float, top5: float, paper: str, ep
         f"{epochs} epochs, SGD momentum 0.9, batch 256, lr 0.1, /10 every 30 epochs, weight decay 1e-4, "
         "random resized crop and flip"
     )
-    return evaluated(params, macs, top1, top5, recipe, f"{paper}; torchvision IMAGENET1K_V1")
+    return evaluated(params, macs, top1, top5, recipe, f"{paper}; torchvision IMAGENET1K_V1", "torchvision")
 
 
 @backbone("ResNet50", torchvision(25_557_032, 4_089_184_256, 76.13, 92.862, "arXiv 1512.03385", epochs=90))

@@ -192,6 +192,7 @@ def reported(
         recipe=f"240 epochs, SGD momentum 0.9, batch {batch} (4 cards), lr {batch / 2048:g}, cosine to 0, "
         f"5 epochs of warm-up, weight decay {decay:g}, random resized crop and flip",
         source="PaddleClas: docs/zh_CN/models/ImageNet1k/README.md, ppcls/configs/ImageNet/ShuffleNet" + others,
+        measured_with="paddleclas",
     )
 
 

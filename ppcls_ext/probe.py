@@ -1,0 +1,74 @@
+"""Whether oneDNN may serve an exported model: tried in a process of its own, where a crash is an answer.
+
+oneDNN's kernels are several times as fast as Paddle's own on a CPU, but some graphs end in a segmentation fault with
+them, and some answers differ. `python -m ppcls_ext.probe FOLDER IMAGES ANSWERS` is the other process: it serves images
+of one .npy file with oneDNN and writes the answers to another.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# A probe that takes longer than this (seconds) is stuck.
+PATIENCE = 600.0
+
+
+def probe_onednn(folder: Path, images: np.ndarray, expected: np.ndarray, allowed: np.ndarray) -> dict[str, Any]:
+    """What `inference.yml` says under OneDNN: {"enabled": True, "largest_difference": 1e-7, "paddle": "3.3.1"}.
+
+    Or {"enabled": False, "reason": ..., "paddle": ...} where it crashed, or an answer differed from `expected` (N,
+    classes) by more than `allowed`. The images are served all at once, the first alone, and all again.
+    """
+    import paddle
+
+    given, answered = folder / "probe_images.npy", folder / "probe_answers.npy"
+    np.save(given, images)
+    command = [sys.executable, "-m", "ppcls_ext.probe", str(folder), str(given), str(answered)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE)
+        if done.returncode:
+            return _off(f"serving with it {_ending(done.returncode)}", paddle.__version__)
+        answers = np.load(answered)
+    except subprocess.TimeoutExpired:
+        return _off(f"serving with it did not end within {PATIENCE:g} s", paddle.__version__)
+    finally:
+        given.unlink()
+        answered.unlink(missing_ok=True)
+    order = _order(len(images))
+    difference = np.abs(answers - expected[order])
+    if not (difference <= allowed[order]).all():
+        return _off(f"answers with it differ by up to {difference.max():.3g}", paddle.__version__)
+    return {"enabled": True, "largest_difference": float(difference.max()), "paddle": paddle.__version__}
+
+
+def _off(reason: str, version: str) -> dict[str, Any]:
+    return {"enabled": False, "reason": reason, "paddle": version}
+
+
+def _ending(status: int) -> str:
+    return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
+def _order(count: int) -> list[int]:
+    """The images in the order in which they are served."""
+    return [*range(count), 0, *range(count)]
+
+
+def main() -> None:
+    """The other process."""
+    from ppcls_ext.served import ServedModel
+
+    folder, given, answered = map(Path, sys.argv[1:])
+    images = np.load(given)
+    served = ServedModel(folder, onednn=True)
+    np.save(answered, np.concatenate([served.probabilities(part) for part in (images, images[:1], images)]))
+
+
+if __name__ == "__main__":
+    main()
