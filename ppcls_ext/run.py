@@ -44,7 +44,7 @@ from ppcls_ext.optim import (
 )
 from ppcls_ext.registry import BACKBONES, DATASETS, LOSSES, METRICS, SAMPLERS, SCHEDULES
 from ppcls_ext.report.curves import draw_curves
-from ppcls_ext.weights import load_weights, read_metadata, state_arrays
+from ppcls_ext.weights import fit_weights, graph_of, read_metadata, state_arrays
 
 # `latest.ema.pdparams`; `best_model_ema` is a set of its own, whose files must have other names.
 EMA_MEMBER = ".ema.pdparams"
@@ -117,7 +117,7 @@ def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Check
     network = build_network(config, dataset.num_classes)
     refuse_batches_of_one(network, plan)
     if saved is None and options.pretrained_model is not None:
-        report = load_weights(network, options.pretrained_model, replace_head=True)
+        report = fit_weights(network, options.pretrained_model, replace_head=True)
         log.info(report.summary())
     freezing = Freezing(network, config.Freeze)
     freezing.apply(NEVER)  # what is never to train gets no state
@@ -357,6 +357,7 @@ def metadata_of(run: Run) -> dict[str, Any]:
         "in_channels": arch.in_channels,
         "arguments": arch.arguments,
         "class_names": run.class_names,
+        "graph": graph_of(run.network),
     }
 
 
@@ -383,7 +384,7 @@ def take_up(run: Run, saved: Checkpoint) -> None:
         )
     if changed:
         run.log.warning(f"taken up with changes: {'; '.join(changed)}; the run goes on, but not as one unbroken")
-    report = load_weights(run.network, member(saved.prefix, ".pdparams"), strict=True)
+    report = fit_weights(run.network, member(saved.prefix, ".pdparams"), strict=True)
     run.log.info(report.summary())
     load_optimizer_state(run.optimizer, run.network, saved.tensors[".pdopt"])
     if run.average is not None and EMA_MEMBER in saved.tensors:

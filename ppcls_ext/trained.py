@@ -20,7 +20,7 @@ from ppcls_ext.log import RunLog, joined
 from ppcls_ext.prediction import find_images, predict_files, softmax
 from ppcls_ext.run import build_eval_loader, build_network, eval_losses, eval_metrics
 from ppcls_ext.transforms import build_transforms
-from ppcls_ext.weights import load_weights, read_metadata
+from ppcls_ext.weights import fit_weights, read_metadata
 
 
 def load_trained(config: Config) -> tuple[paddle.nn.Layer, dict[str, Any], str]:
@@ -39,7 +39,7 @@ def load_trained(config: Config) -> tuple[paddle.nn.Layer, dict[str, Any], str]:
         raise Refused(f"Arch.class_num: missing, and {path} does not say how many classes it has")
     with unique_name.guard():
         network = build_network(config, num_classes)
-    report = load_weights(network, path, strict=True)
+    report = fit_weights(network, path, strict=True)
     network.eval()
     return network, metadata, report.summary()
 

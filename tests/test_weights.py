@@ -198,20 +198,26 @@ def test_weights_of_another_architecture_are_refused_even_when_not_strict(tmp_pa
             load_weights(micronet(), tmp_path / "m3", strict=strict)
 
 
-def test_a_head_of_another_class_count_stays_fresh_only_when_asked(tmp_path: Path) -> None:
+def test_a_head_of_another_class_count_is_replaced_and_said_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = micronet(1000)
     save_tensors(tmp_path / "x.pdparams", arrays_of(source), {})
     with pytest.raises(
         Refused, match=r"Only the classifier differs \(here of 5 classes\); replace_head=True"
     ) as refusal:
-        load_weights(micronet(5), tmp_path / "x")
+        load_weights(micronet(5), tmp_path / "x", replace_head=False)
     assert "classifier.2.linear.0.bias: (1000,) in the file, (5,) in the network" in str(refusal.value)
-    for options in ({"replace_head": True}, {"strict": False}):
+    for options in ({}, {"strict": False}):
         network = micronet(5)
         fresh = arrays_of(network)
         report = load_weights(network, tmp_path / "x", **options)
         assert report.loaded == 186 and len(report.fresh_head) == 6
-        assert "its 6 tensors keep their initial values" in report.summary()
+        assert (
+            "classifier replaced (classifier.2.linear.0.weight: (640, 1000) in the file, (640, 5) in the network): "
+            "its 6 tensors keep their initial values" in report.summary()
+        )
+        assert capsys.readouterr().out == report.summary() + "\n"
         kept = {name: fresh[name] for name in report.fresh_head}
         assert_same(network, arrays_of(source) | kept)
 
@@ -220,8 +226,8 @@ def test_a_file_without_a_head_fits_when_the_head_may_be_fresh(tmp_path: Path) -
     arrays = {name: array for name, array in arrays_of(micronet()).items() if not name.startswith("classifier.2.")}
     save_tensors(tmp_path / "x.pdparams", arrays, {})
     with pytest.raises(Refused, match="not in the file: classifier.2.linear.0.weight"):
-        load_weights(micronet(), tmp_path / "x")
-    assert len(load_weights(micronet(), tmp_path / "x", replace_head=True).fresh_head) == 6
+        load_weights(micronet(), tmp_path / "x", replace_head=False)
+    assert len(load_weights(micronet(), tmp_path / "x").fresh_head) == 6
 
 
 def test_a_replaced_head_excuses_nothing_else(tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ class EfficientNet(nn.Layer):
         self.classifier = nn.Linear(head, num_classes)
         self.num_classes = num_classes
         self.num_features = head
+        self.graph = {"padding": style.padding}  # what no tensor shows: weights of the other would load as well
         # the last stage of each resolution, before the last of all: what `forward_stages` returns
         self.stage_ends = [i for i in range(len(depths) - 1) if strides[i + 1] > 1]
         self.stage_strides = [2 * math.prod(strides[: i + 1]) for i in self.stage_ends] + [2 * math.prod(strides)]

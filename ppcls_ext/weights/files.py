@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ppcls_ext.weights.torch_files import TorchFile
 
 PADDLE = ".pdparams"
 SAFETENSORS = ".safetensors"
+OURS = "ppcls_ext"  # safetensors' metadata are texts: ours is JSON under this name
 PYTORCH = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 # Paddle stores beside a state dict which automatic name each parameter had in the process that saved it.
 _AUTOMATIC_NAMES = "StructuredToParameterName@@"
@@ -88,9 +90,13 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         return {} if trailer is None else trailer[1]
     try:
         with safe_open(found, framework="np") as file:
-            return dict(file.metadata() or {})
-    except SafetensorError as error:
+            metadata: dict[str, Any] = dict(file.metadata() or {})
+        ours = json.loads(metadata.pop(OURS, "{}"))
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise Refused(f"{found} cannot be read as safetensors: {error}.") from error
+    if not isinstance(ours, dict):
+        raise Refused(f"{found} cannot be read as safetensors: its metadata under {OURS} is no dictionary.")
+    return metadata | ours
 
 
 def _read_pdparams(path: Path) -> dict[str, np.ndarray]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
 from paddle import Tensor, nn
 
 from ppcls_ext.errors import Refused, refuse_all
-from ppcls_ext.weights.files import Weights, read_weights
+from ppcls_ext.weights.files import read_weights
+from ppcls_ext.weights.graphs import doubts_about_graph
 from ppcls_ext.weights.names import in_our_names
 from ppcls_ext.weights.pytorch import is_pytorch, to_paddle
 
@@ -27,12 +29,15 @@ class LoadReport:
     unexpected: tuple[str, ...] = ()  # of the file, not in the network
     mismatched: tuple[str, ...] = ()  # "name: (1000,) in the file, (12,) in the network"
     fresh_head: tuple[str, ...] = ()  # of the classifier, left at their initial values since the file's do not fit
+    head_misfit: str = ""  # why: "classifier.bias: (1000,) in the file, (12,) in the network"
+    notes: tuple[str, ...] = ()  # what was converted, chosen or may be wrong
 
     def summary(self, limit: int = 10) -> str:
         """'loaded 192 of 192 tensors from X', and what did not fit on either side, at most `limit` names each."""
-        lines = [f"loaded {self.loaded} of {self.total} tensors from {self.path}"]
+        lines = [f"loaded {self.loaded} of {self.total} tensors from {self.path}", *self.notes]
         if self.fresh_head:
-            lines.append(f"classifier of another size: its {len(self.fresh_head)} tensors keep their initial values")
+            kept = f"its {len(self.fresh_head)} tensors keep their initial values"
+            lines.append(f"classifier replaced ({self.head_misfit}): {kept}")
         for what, names in (
             ("not in the file", self.missing),
             ("not in the network", self.unexpected),
@@ -44,26 +49,42 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def load_weights(model: nn.Layer, path: str | Path, strict: bool = True, replace_head: bool = False) -> LoadReport:
-    """Set the weights of `model` from a `.pdparams` or `.safetensors` file (a bare path means `.pdparams`).
+def load_weights(
+    model: nn.Layer, path: str | Path, strict: bool = True, replace_head: bool = True, part: str | None = None
+) -> LoadReport:
+    """`fit_weights`, told on the terminal; a classifier for another number of classes is replaced, and that is told."""
+    report = fit_weights(model, path, strict=strict, replace_head=replace_head, part=part)
+    print(report.summary())
+    return report
+
+
+def fit_weights(
+    model: nn.Layer, path: str | Path, strict: bool = True, replace_head: bool = False, part: str | None = None
+) -> LoadReport:
+    """Set the weights of `model` from a file of any kind that `read_weights` reads; a bare path means `.pdparams`.
 
     strict: every tensor of the network must be in the file with its shape, and nothing else may be; otherwise the file
     is refused and the network stays as it was. `replace_head` excepts the classifier: if the file's has another size
     (another number of classes) or none, all of it keeps its initial values. With strict=False whatever fits is
-    loaded, and a file is refused only if that is less than half of the network's tensors.
+    loaded, and a file is refused only if that is less than half of the network's tensors. `part`: which network of a
+    PyTorch checkpoint that holds several.
 
-    PyTorch's conventions and other projects' names are recognised and converted. Raises `Refused`; prints nothing: see
-    `LoadReport.summary`.
+    PyTorch's conventions and other projects' names are recognised and converted. Raises `Refused`; prints nothing.
     """
-    stored = read_weights(path)
-    found = stored.path
+    stored = read_weights(path, part)
     network: dict[str, Tensor] = model.state_dict()
-    tensors = _in_paddle_form(stored, model)
-    report = _compare(network, tensors, str(found), head_names(model, network) if replace_head or not strict else [])
+    tensors, rule = in_our_names(stored.tensors, network)
+    notes = [*stored.notes, *doubts_about_graph(model, stored, rule, strict)]
+    if rule is not None and rule.finish is not None:
+        tensors, note = rule.finish(tensors, network)
+        notes.append(f"{rule.project}: {note}")
+    tensors = _in_paddle_form(tensors, stored.metadata, model)
+    replaceable = head_names(model, network) if replace_head or not strict else []
+    report = replace(_compare(network, tensors, str(stored.path), replaceable), notes=tuple(notes))
     if strict:
         _refuse_misfits(report, model, network)
     elif 2 * report.loaded < report.total or report.loaded == 0:
-        raise Refused(f"{found} does not fit {type(model).__name__}: {report.summary()}")
+        raise Refused(f"{stored.path} does not fit {type(model).__name__}: {report.summary()}")
     left = {*report.missing, *report.fresh_head, *(text.split(":")[0] for text in report.mismatched)}
     for name, target in network.items():
         if name not in left:
@@ -93,14 +114,15 @@ def _as_tensor(array: np.ndarray, dtype: paddle.dtype) -> Tensor:
     return paddle.to_tensor(np.array(array, dtype=widest, order="C")).astype(dtype)
 
 
-def _in_paddle_form(stored: Weights, model: nn.Layer) -> dict[str, np.ndarray]:
+def _in_paddle_form(
+    tensors: dict[str, np.ndarray], metadata: Mapping[str, Any], model: nn.Layer
+) -> dict[str, np.ndarray]:
     linear = {
         f"{name}.weight" if name else "weight": tuple(layer.weight.shape)
         for name, layer in model.named_sublayers(include_self=True)
         if isinstance(layer, nn.Linear)
     }
-    tensors = in_our_names(stored.tensors, model.state_dict())
-    if is_pytorch(tensors, stored.metadata, linear):
+    if is_pytorch(tensors, metadata, linear):
         return to_paddle(tensors, set(linear))
     return tensors
 
@@ -116,6 +138,7 @@ def _compare(
     # the head stays fresh as a whole: half of an old classifier is of no use
     fresh = replaceable if any(name in misfits or name not in tensors for name in replaceable) else []
     left = {*misfits, *missing, *fresh}
+    reasons = [misfits.get(name, f"{name}: not in the file") for name in fresh if name in misfits or name in missing]
     return LoadReport(
         path=path,
         loaded=len(network) - len(left),
@@ -124,6 +147,7 @@ def _compare(
         unexpected=tuple(name for name in tensors if name not in network),
         mismatched=tuple(text for name, text in misfits.items() if name not in fresh),
         fresh_head=tuple(fresh),
+        head_misfit=reasons[0] if reasons else "",
     )
 
 

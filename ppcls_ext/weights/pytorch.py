@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 _RENAMED = {"running_mean": "_mean", "running_var": "_variance"}
-_COUNTER = "num_batches_tracked"  # Paddle has none
+COUNTER = "num_batches_tracked"  # Paddle has none
 
 
 def is_pytorch(
@@ -20,7 +20,7 @@ def is_pytorch(
     (`linear_shapes`, Paddle's (in, out)) do: they fit transposed.
     """
     leaves = {name.rsplit(".", 1)[-1] for name in tensors}
-    if leaves & {*_RENAMED, _COUNTER}:
+    if leaves & {*_RENAMED, COUNTER}:
         return True
     if leaves & set(_RENAMED.values()):
         return False
@@ -35,8 +35,11 @@ def to_paddle(tensors: Mapping[str, np.ndarray], linear_weights: set[str]) -> di
     converted = {}
     for name, array in tensors.items():
         stem, dot, leaf = name.rpartition(".")
-        if leaf == _COUNTER:
+        if leaf == COUNTER:
             continue
         name = stem + dot + _RENAMED.get(leaf, leaf)
-        converted[name] = array.T if name in linear_weights and array.ndim == 2 else array
+        if name in linear_weights and array.ndim in (2, 4):
+            # a convolution over a whole map is the same linear layer
+            array = array.reshape(len(array), -1).T
+        converted[name] = array
     return converted
