@@ -179,7 +179,7 @@ def build_teacher(config: Config, student: paddle.nn.Layer) -> paddle.nn.Layer |
     teacher = configuration.build(
         BACKBONES, distill.teacher, num_classes=student.num_classes, in_channels=config.Arch.in_channels
     )
-    load_weights(teacher, distill.weights, strict=True)
+    fit_weights(teacher, distill.weights, strict=True)
     teacher.eval()
     return teacher
 
