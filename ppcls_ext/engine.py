@@ -23,7 +23,7 @@ from paddle.utils import unique_name
 from ppcls_ext import distributed
 from ppcls_ext.checkpoint import load_set
 from ppcls_ext.config import Config
-from ppcls_ext.data.loader import Loader
+from ppcls_ext.data.loader import Batch, Loader
 from ppcls_ext.device import choose_device, device_lines
 from ppcls_ext.errors import RunFailed
 from ppcls_ext.log import RunLog, joined
@@ -130,19 +130,13 @@ def train_epoch(run: Run) -> None:
             planned = sum(len(part) for part in group)
             for number, part in enumerate(group, 1):
                 batch = next(batches)
-                images, labels = paddle.to_tensor(batch.images), paddle.to_tensor(batch.labels)
-                # Of mixed images the loss sees soft labels, and the accuracy counts the class of the larger part.
-                targets = labels if batch.targets is None else paddle.to_tensor(batch.targets)
                 # Gradients are exchanged once a step, with its last part.
                 exchange = (
                     nullcontext() if number == len(group) or run.replica is run.network else run.replica.no_sync()
                 )
                 with exchange:
-                    with run.precision.autocast():
-                        terms, logits = run.objective(run.replica, images, targets)
-                        loss = sum(terms.values())
-                    run.precision.backward(loss * (len(part) / planned))
-                meter.add(batch, terms, loss, logits, labels)
+                    learned = learn_from(run, batch, len(part) / planned)
+                meter.add(batch, *learned)
             run.precision.step(run.optimizer, run.clip)
             run.optimizer.clear_grad()
             if run.average is not None:
@@ -165,6 +159,20 @@ def train_epoch(run: Run) -> None:
         meter.flush()
         run.log.info(f"[Train][Epoch {epoch}/{options.epochs}][Avg]{joined(meter.averages())}")
         run.log.record("train_epoch", position.global_step, epoch, meter.averages())
+
+
+def learn_from(
+    run: Run, batch: Batch, share: float
+) -> tuple[dict[str, paddle.Tensor], paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+    """Add `share` times the gradients of a batch's loss; (the loss's terms, the loss, logits, labels)."""
+    images, labels = paddle.to_tensor(batch.images), paddle.to_tensor(batch.labels)
+    # Of mixed images the loss sees soft labels, and the accuracy counts the class of the larger part.
+    targets = labels if batch.targets is None else paddle.to_tensor(batch.targets)
+    with run.precision.autocast():
+        terms, logits = run.objective(run.replica, images, targets)
+        loss = sum(terms.values())
+    run.precision.backward(loss * share)
+    return terms, loss, logits, labels
 
 
 def set_training(run: Run) -> None:
