@@ -17,6 +17,14 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_operators() -> bool:
+    """All tests run with the compiled operators where they can be built; tests of the plain way say `native.plain()`."""
+    from ppcls_ext.ops import native
+
+    return native.install()
+
+
 @pytest.fixture
 def repository() -> Path:
     """The root of the checkout."""

@@ -58,10 +58,8 @@ class Style:
         return nn.Conv2D(in_channels, out_channels, kernel, stride, self._pad(kernel, stride), bias_attr=False)
 
     def depthwise(self, channels: int, kernel: int, stride: int) -> nn.Conv2D:
-        pad = self._pad(kernel, stride)
-        if pad == "SAME":
-            return nn.Conv2D(channels, channels, kernel, stride, pad, groups=channels, bias_attr=False)
-        return DepthwiseConv2D(channels, channels, (kernel, kernel), (stride, stride))
+        padding = "same" if self._pad(kernel, stride) == "SAME" else "half"
+        return DepthwiseConv2D(channels, channels, (kernel, kernel), (stride, stride), padding)
 
     def _pad(self, kernel: int, stride: int) -> int | str:
         # at stride 1 both conventions are the same

@@ -23,8 +23,8 @@ from paddle import Tensor, nn
 
 from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, backbone
 from ppcls_ext.errors import Refused
-from ppcls_ext.layers import DropPath, checkpointed, drop_path_rates, require_positive
-from ppcls_ext.ops import selective_scan
+from ppcls_ext.layers import DepthwiseConv2D, DropPath, checkpointed, drop_path_rates, require_positive
+from ppcls_ext.ops import cross_scan, token_conv
 from ppcls_ext.registry import BACKBONES
 
 GROUPS = 4  # one for each direction
@@ -67,7 +67,7 @@ class SS2D(nn.Layer):
         self.Ds = parameter([channels], nn.initializer.Constant(1.0))
         self.out_norm = nn.LayerNorm(channels)
         self.in_proj = nn.Linear(channels, 2 * channels, bias_attr=False)
-        self.conv2d = nn.Conv2D(channels, channels, 3, padding=1, groups=channels)
+        self.conv2d = DepthwiseConv2D(channels, channels, (3, 3), bias=True)
         self.out_proj = nn.Linear(channels, channels, bias_attr=False)
 
 
@@ -90,50 +90,38 @@ class GroupMambaLayer(nn.Layer):
         x = self.norm(x)
         affinity = F.sigmoid(self.fc2(F.relu(self.fc1(x.mean(1)))))
         groups = [self.mamba_g1, self.mamba_g2, self.mamba_g3, self.mamba_g4]
-        maps, gates = [], []
-        for group, part in zip(groups, paddle.split(x, GROUPS, axis=2)):
-            inner, gate = paddle.split(group.in_proj(part), 2, axis=2)
-            maps.append(F.silu(group.conv2d(to_map(inner, height, width))))
-            gates.append(F.silu(gate))
-        scanned = unordered(scan(groups, ordered(maps)), height, width)
-        results = [group.out_proj(group.out_norm(y) * gate) for group, y, gate in zip(groups, scanned, gates)]
+        parts = [
+            paddle.split(group.in_proj(part), 2, axis=2) for group, part in zip(groups, paddle.split(x, GROUPS, 2))
+        ]
+        inner = paddle.stack([part[0] for part in parts])  # (4, N, H W, C / 4)
+        weight = paddle.stack([group.conv2d.weight.squeeze(1) for group in groups])  # (4, C / 4, 3, 3)
+        bias = paddle.stack([group.conv2d.bias for group in groups])
+        maps = token_conv(inner, weight, bias, height, width, "silu")
+        scanned = paddle.unbind(scan(groups, maps, height, width), 0)
+        results = [
+            group.out_proj(group.out_norm(y) * F.silu(gate)) for group, y, (_, gate) in zip(groups, scanned, parts)
+        ]
         result = paddle.concat(results, 2) * self.skip_scale * x * affinity.unsqueeze(1)
         return self.proj(self.norm(result))
 
 
-def ordered(maps: list[Tensor]) -> Tensor:
-    """Four (N, C, H, W) -> (4, N, H W, C) in the order of each scan: rows, columns, and the reverse of both."""
-    by_row = [x.transpose([0, 2, 3, 1]).flatten(1, 2) for x in (maps[0], maps[2])]
-    by_column = [x.transpose([0, 3, 2, 1]).flatten(1, 2) for x in (maps[1], maps[3])]
-    forwards, backwards = (paddle.stack([by_row[i], by_column[i]]) for i in (0, 1))
-    return paddle.concat([forwards, paddle.flip(backwards, [2])])
-
-
-def unordered(y: Tensor, height: int | Tensor, width: int | Tensor) -> list[Tensor]:
-    """(4, N, H W, C) in the order of each scan -> four (N, H W, C), row by row."""
-    forwards, backwards = paddle.split(y, 2, axis=0)
-    by_row, by_column = [], []
-    for pair in (forwards, paddle.flip(backwards, [2])):
-        by_row.append(pair[0])
-        columns = pair[1].reshape([-1, width, height, y.shape[3]])
-        by_column.append(columns.transpose([0, 2, 1, 3]).flatten(1, 2))
-    return [by_row[0], by_column[0], by_row[1], by_column[1]]
-
-
-def scan(groups: list[SS2D], u: Tensor) -> Tensor:
-    """The scans of all groups at once: (4, N, L, C) -> (4, N, L, C)."""
+def scan(groups: list[SS2D], u: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
+    """The scans of all groups at once: (4, N, L, C), row by row -> (4, N, L, C)."""
     weight = paddle.concat([group.x_proj_weight for group in groups])  # (4, R + 2, C)
     step_weight = paddle.concat([group.dt_projs_weight for group in groups])  # (4, C, R)
     bias = paddle.concat([group.dt_projs_bias for group in groups])
     decay = -paddle.exp(paddle.stack([group.A_logs for group in groups]).squeeze(2))
     skip = paddle.stack([group.Ds for group in groups])
     channels, rank = step_weight.shape[1], step_weight.shape[2]
-    low = paddle.matmul(u.flatten(1, 2), weight, transpose_y=True)  # (4, N L, R + 2)
-    low, b, c = paddle.split(low, [rank, 1, 1], axis=2)
-    step = paddle.matmul(low, step_weight, transpose_y=True)
     length = u.shape[2]
-    step, b, c = (x.reshape([GROUPS, -1, length, width]) for x, width in ((step, channels), (b, 1), (c, 1)))
-    return selective_scan(u, step, bias, decay, b, c, skip)
+
+    def projected(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        low = paddle.matmul(u.flatten(1, 2), weight, transpose_y=True)  # (4, N L, R + 2)
+        low, b, c = paddle.split(low, [rank, 1, 1], axis=2)
+        step = paddle.matmul(low, step_weight, transpose_y=True)
+        return tuple(x.reshape([GROUPS, -1, length, own]) for x, own in ((step, channels), (b, 1), (c, 1)))
+
+    return cross_scan(u, projected, bias, decay, skip, height, width)
 
 
 class ConvMLP(nn.Layer):
@@ -144,14 +132,16 @@ class ConvMLP(nn.Layer):
         self.fc1 = nn.Linear(channels, hidden)
         self.dwconv = None
         if convolution:
-            self.dwconv = nn.Sequential(("dwconv", nn.Conv2D(hidden, hidden, 3, padding=1, groups=hidden)))
+            self.dwconv = nn.Sequential(("dwconv", DepthwiseConv2D(hidden, hidden, (3, 3), bias=True)))
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
         x = self.fc1(x)
-        if self.dwconv is not None:
-            x = to_tokens(self.dwconv(to_map(x, height, width)))
-        return self.fc2(F.gelu(x))
+        if self.dwconv is None:
+            return self.fc2(F.gelu(x))
+        conv = self.dwconv["dwconv"]
+        weight, bias = conv.weight.squeeze(1).unsqueeze(0), conv.bias.unsqueeze(0)  # one set of weights
+        return self.fc2(token_conv(x.unsqueeze(0), weight, bias, height, width, "gelu").squeeze(0))
 
 
 class Block(nn.Layer):

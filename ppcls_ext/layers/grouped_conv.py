@@ -1,20 +1,25 @@
 """Convolutions of many groups, computed in a way that Paddle's CPU kernels are good at.
 
 Paddle's CPU convolution works group by group and image by image: 64 images of 256 channels are 16,384 tiny matrix
-products, whatever the size of the map. Where it pays, eager mode on a CPU computes the same sums otherwise. On other
-devices, and in an exported graph, these layers are plain convolutions; names and layouts of their weights are a
-convolution's everywhere.
+products, whatever the size of the map. In eager mode on a CPU a depthwise convolution is computed by the compiled
+operator (`ppcls_ext.ops.native`); where that is missing, and for 1x1 convolutions in groups, the same sums are computed
+by other operators of Paddle where that pays. On other devices, and in an exported graph, these layers are plain
+convolutions; names and layouts of their weights are a convolution's everywhere.
 
-Forward and backward, ms, batch 64, one core, PaddlePaddle 3.3.1 / 2.6.2, Paddle's kernel and ours:
+Not compiled, forward and backward, ms, batch 64, one core, PaddlePaddle 3.3.1 / 2.6.2, Paddle's kernel and ours:
 depthwise 256 channels (3, 1) on 2x2: 67 / 245 and 3.9 / 9.0; depthwise 64 channels (5, 1) on 7x7: 33 / 84 and 10 / 24;
 1x1 in 12 groups, 96 to 384 channels on 2x2: 4.6 / 23 and 1.4 / 1.6.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+
+from ppcls_ext.ops.depthwise import compiled_takes, depthwise_conv
 
 # Columns are kernel area times as large as the map: above this size memory traffic eats the gain.
 _LARGEST_COLUMNS = 256
@@ -26,24 +31,52 @@ def eager_on_cpu() -> bool:
 
 
 class DepthwiseConv2D(nn.Conv2D):
-    """A group per input channel, no bias, odd kernel, half of it as padding: (N, C, H, W) -> (N, m C, H/s, W/s)."""
+    """A group per input channel: (N, C, H, W) -> (N, m C, H', W').
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
+    The padding is half of an odd kernel ("half"), or as the size of the map demands for H / s, more at the bottom and
+    right ("same"). Here, and nowhere else, it is decided who computes a depthwise convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: tuple[int, int],
+        stride: tuple[int, int] = (1, 1),
+        padding: Literal["half", "same"] = "half",
+        bias: bool = False,
+    ) -> None:
         half = (kernel[0] // 2, kernel[1] // 2)
-        super().__init__(in_channels, out_channels, kernel, stride, half, groups=in_channels, bias_attr=False)
-        self.kernel, self.stride, self.half = kernel, stride, half
+        pad = "SAME" if padding == "same" else half
+        super().__init__(
+            in_channels, out_channels, kernel, stride, pad, groups=in_channels, bias_attr=None if bias else False
+        )
+        self.kernel, self.stride, self.half, self.same = kernel, stride, half, padding == "same"
 
     def forward(self, x: Tensor) -> Tensor:
         if not eager_on_cpu():
             return nn.Conv2D.forward(self, x)  # Paddle 2.6 cannot trace super()
+        if compiled_takes(x, self.weight, self.bias):
+            return depthwise_conv(x, self.weight, self.bias, self.stride, self.padding_of(*x.shape[2:]))
         n, channels, *size = x.shape
         height, width = ((size[i] - 1) // self.stride[i] + 1 for i in (0, 1))
         taps = self.kernel[0] * self.kernel[1]
-        if taps * height * width > _LARGEST_COLUMNS:
+        if self.same or self.bias is not None or taps * height * width > _LARGEST_COLUMNS:
             return nn.Conv2D.forward(self, x)  # Paddle 2.6 cannot trace super()
         columns = F.unfold(x, self.kernel, self.stride, self.half).reshape([n, channels, 1, taps, height * width])
         weight = self.weight.reshape([channels, -1, taps, 1])  # (m C, 1, k, l) -> (C, m, k l, 1)
         return (columns * weight).sum(3).reshape([n, -1, height, width])
+
+    def padding_of(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """(top, bottom, left, right) for a map of this size."""
+        pads = []
+        for size, kernel, stride, half in zip((height, width), self.kernel, self.stride, self.half):
+            if self.same:
+                total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+                pads += [total // 2, total - total // 2]
+            else:
+                pads += [half, half]
+        return tuple(pads)
 
 
 class PointwiseConv2D(nn.Conv2D):

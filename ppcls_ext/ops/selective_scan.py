@@ -7,12 +7,14 @@ the last 64 pairs or fewer are taken one by one. Directions or groups of one len
 Forward, ms, one core of a busy machine, PaddlePaddle 3.3.1: ours, Hillis and Steele's log-step scan, single steps.
 (4, 1, 3136, 16): 4.6, 34.5, 147; (4, 8, 3136, 16): 29, 258, 174; (4, 1, 784, 32): 1.9, 9.4, 40.
 
-Plain Paddle, in float32 at least; the graph that is exported for a known size holds the same operators, the one for
-every size a loop of log2(L) rounds.
+That is plain Paddle, in float32 at least; the graph that is exported for a known size holds the same operators, the
+one for every size a loop of log2(L) rounds. The compiled scan walks the places one by one, 16 channels at a time, in the
+order of each group, so that maps need not be put in order: see docs/speed.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,6 +22,9 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
+from ppcls_ext.ops import native
+
+_BY_ROW, _BY_COLUMN = 0, 1  # orders, as in scan.cpp: 2 and 3 are the reverse of these
 _LOOPED = 64  # so few steps are taken one by one: for long rows of a batch their state stays in the cache
 
 
@@ -30,6 +35,8 @@ def selective_scan(u: Tensor, step: Tensor, bias: Tensor, a: Tensor, b: Tensor, 
 
     u, step: (G, N, L, C); bias, a, d: (G, C); b, c: (G, N, L, 1) -> (G, N, L, C) of u's type, computed in float32.
     """
+    if native.usable(u, step, bias, a, b, c, d):
+        return _compiled(u, step, bias, a, b, c, d, u.shape[2], 1, [_BY_ROW] * u.shape[0])
     dtype = u.dtype
     wide = paddle.float64 if dtype == paddle.float64 else paddle.float32
     with paddle.amp.auto_cast(enable=False) if paddle.in_dynamic_mode() else nullcontext():
@@ -38,6 +45,95 @@ def selective_scan(u: Tensor, step: Tensor, bias: Tensor, a: Tensor, b: Tensor, 
         step = F.softplus(step + bias)
         h = linear_scan(paddle.exp(step * a), step * u * b)
         return (h * c + u * d).astype(dtype)
+
+
+def cross_scan(
+    u: Tensor,
+    projected: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    bias: Tensor,
+    a: Tensor,
+    d: Tensor,
+    height: int | Tensor,
+    width: int | Tensor,
+) -> Tensor:
+    """`selective_scan` of four groups of maps: by row, by column, and the reverse of both: (4, N, H W, C), row by row.
+
+    `projected` gives the step, b and c of its argument, place by place.
+    """
+    if native.usable(u, bias, a, d):
+        step, b, c = projected(u)
+        return _compiled(u, step, bias, a, b, c, d, int(height), int(width), [0, 1, 2, 3])
+    u = _ordered(u, height, width)
+    step, b, c = projected(u)
+    return _unordered(selective_scan(u, step, bias, a, b, c, d), height, width)
+
+
+def _ordered(x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
+    """(4, N, H W, C), row by row, in the order of each scan."""
+    first, second, third, fourth = paddle.unbind(x, 0)
+    forwards = paddle.stack([first, _turned(second, height, width)])
+    backwards = paddle.stack([third, _turned(fourth, height, width)])
+    return paddle.concat([forwards, paddle.flip(backwards, [2])])
+
+
+def _unordered(x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
+    """The reverse."""
+    forwards, backwards = paddle.split(x, 2, axis=0)
+    pairs = (forwards, paddle.flip(backwards, [2]))
+    return paddle.stack([part for pair in pairs for part in (pair[0], _turned(pair[1], width, height))])
+
+
+def _turned(x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
+    """(N, H W, C), row by row -> column by column."""
+    return x.reshape([-1, height, width, x.shape[2]]).transpose([0, 2, 1, 3]).flatten(1, 2)
+
+
+# ------------------------------------------------------------------------------------------------ compiled
+
+
+def _compiled(*arguments: Any) -> Tensor:
+    tensors = arguments[:7]
+    if paddle.is_grad_enabled() and not all(x.stop_gradient for x in tensors):
+        return _Compiled.apply(*arguments)
+    return _compiled_forward(*arguments)
+
+
+def _compiled_forward(*arguments: Any) -> Tensor:
+    u, *others = (native.ready(x) for x in arguments[:7])
+    y = paddle.empty(u.shape, dtype="float32")
+    pointers = [native.pointer(x) for x in (u, *others, y)]
+    native.library().scan_forward(*_shape(u, *arguments[7:]), *pointers)
+    return y
+
+
+def _shape(u: Tensor, height: int, width: int, orders: list[int]) -> tuple[Any, Any]:
+    return native.sizes(u.shape[0], u.shape[1], height, width, u.shape[3]), native.sizes(*orders)
+
+
+class _Compiled(paddle.autograd.PyLayer):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        ctx.save_for_backward(*arguments[:7])
+        ctx.options = arguments[7:]
+        ctx.wanted = [not x.stop_gradient for x in arguments[:7]]
+        return _compiled_forward(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        tensors, gradient = [native.ready(x) for x in ctx.saved_tensor()], native.ready(gradient)
+        u, _, _, _, b, _, _ = tensors
+        groups, n, _, channels = u.shape
+        by_image = [groups, n, channels]  # of bias, a and d: to be summed over the images
+        shapes = (u.shape, u.shape, by_image, by_image, b.shape, b.shape, by_image)
+        results = [paddle.empty(shape, dtype="float32") for shape in shapes]
+        pointers = [native.pointer(x) for x in (*tensors, gradient, *results)]
+        native.library().scan_backward(*_shape(u, *ctx.options), *pointers)
+        for i in (2, 3, 6):
+            results[i] = results[i].sum(1)
+        return tuple(result if wanted else None for result, wanted in zip(results, ctx.wanted))
+
+
+# ------------------------------------------------------------------------------------------------ plain Paddle
 
 
 @paddle.jit.not_to_static

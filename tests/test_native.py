@@ -1,0 +1,222 @@
+"""The compiled operators compute what Paddle's do, install themselves, and are left out where they cannot be built."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+
+from ppcls_ext.layers import DepthwiseConv2D
+from ppcls_ext.ops import cross_scan, depthwise_conv, native, token_conv
+
+TOLERANCE = 1e-5  # of the largest value
+
+
+@pytest.fixture
+def built(compiled_operators: bool) -> None:
+    if not compiled_operators:
+        pytest.skip(native.status())
+
+
+def draw(*shapes: tuple[int, ...]) -> list[np.ndarray]:
+    rng = np.random.default_rng([len(shapes), *shapes[0]])
+    return [rng.normal(size=shape) for shape in shapes]
+
+
+def result_and_gradients(function: Callable, arrays: list[np.ndarray], dtype: str) -> list[np.ndarray]:
+    tensors = [paddle.to_tensor(array.astype(dtype), stop_gradient=False) for array in arrays]
+    y = function(*tensors)
+    sent = np.random.default_rng(y.size).normal(1.0, 1.0, size=y.shape)  # not about 0, where sums would cancel out
+    y.backward(paddle.to_tensor(sent.astype(dtype)))
+    return [y.numpy(), *(tensor.grad.numpy() for tensor in tensors)]
+
+
+def assert_agrees(function: Callable, arrays: list[np.ndarray]) -> None:
+    """In float32, compiled, with Paddle's operators in float64."""
+    assert native.library() is not None
+    ours = result_and_gradients(function, arrays, "float32")
+    for mine, other in zip(ours, result_and_gradients(function, arrays, "float64")):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=TOLERANCE * np.abs(other).max() + 1e-12)
+
+
+MAPS = [(2, 3, 7, 9), (1, 2, 1, 1), (2, 4, 2, 3), (1, 1, 33, 18)]
+KERNELS = [(3, 3), (5, 5), (1, 3), (5, 1), (7, 7), (2, 4)]
+STRIDES = [(1, 1), (2, 2), (2, 1), (1, 3), (3, 2)]
+PADDINGS = [(0, 1, 1, 2), (3, 0, 2, 5), (1, 1, 1, 1), (0, 0, 0, 0)]
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+@pytest.mark.parametrize("stride", STRIDES, ids=str)
+def test_a_depthwise_convolution_of_any_shape_is_paddles(
+    kernel: tuple[int, int], stride: tuple[int, int], built: None
+) -> None:
+    for shape in MAPS:
+        for multiplier, padding in zip((1, 3, 1, 2), PADDINGS):
+            if shape[2] + sum(padding[:2]) < kernel[0] or shape[3] + sum(padding[2:]) < kernel[1]:
+                continue
+            channels = shape[1] * multiplier
+            arrays = draw(shape, (channels, 1, *kernel), (channels,))
+            assert_agrees(lambda x, w, b, p=padding: depthwise_conv(x, w, b, stride, p), arrays)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 1), (2, 5)], ids=str)
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_same_padding_is_paddles(size: tuple[int, int], kernel: int, stride: int, built: None) -> None:
+    layer = DepthwiseConv2D(4, 4, (kernel, kernel), (stride, stride), padding="same")
+    x = paddle.randn([2, 4, *size])
+    expected = F.conv2d(x, layer.weight, stride=stride, padding="SAME", groups=4).numpy()
+    np.testing.assert_allclose(layer(x).numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("activation", ["none", "silu", "gelu"])
+@pytest.mark.parametrize("size", [(1, 1, 1, 1, 3), (4, 2, 5, 4, 16), (2, 1, 1, 4, 35), (1, 2, 3, 7, 20)], ids=str)
+def test_a_convolution_of_tokens_is_that_of_maps(size: tuple[int, ...], activation: str, built: None) -> None:
+    sets, n, height, width, channels = size
+    arrays = draw((sets, n, height * width, channels), (sets, channels, 3, 3), (sets, channels))
+    assert_agrees(lambda x, w, b: token_conv(x, w, b, height, width, activation), arrays)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1, 3), (2, 3, 5, 16), (1, 7, 7, 87), (2, 5, 6, 33), (1, 10, 13, 5)], ids=str)
+def test_a_scan_of_maps_in_four_orders_is_that_of_single_rows(size: tuple[int, ...], built: None) -> None:
+    n, height, width, channels = size
+    shape = (4, n, height * width, channels)
+    arrays = draw(shape, (4, channels, channels), (4, channels, 2), (4, channels), (4, channels), (4, channels))
+    arrays[1], arrays[4] = arrays[1] / channels, -np.exp(arrays[4])
+    arrays[3][0, 0] = 30.0  # far out on softplus
+
+    def scan(u, step_weight, weight, bias, a, d):
+        def projected(u):
+            flat = u.flatten(1, 2)
+            b, c = paddle.split(paddle.matmul(flat, weight), 2, axis=2)
+            step = paddle.matmul(flat, step_weight).reshape(u.shape)
+            return step, b.reshape([*shape[:3], 1]), c.reshape([*shape[:3], 1])
+
+        return cross_scan(u, projected, bias, a, d, height, width)
+
+    assert_agrees(scan, arrays)
+
+
+def test_values_that_are_not_finite_stay_so(built: None) -> None:
+    x, w, b = (paddle.to_tensor(array.astype(np.float32)) for array in draw((1, 1, 64, 16), (1, 16, 3, 3), (1, 16)))
+    x[0, 0, 9, 2] = float("nan")
+    for activation in ("none", "silu", "gelu"):
+        wrong = np.isnan(token_conv(x, w, b, 8, 8, activation).numpy())
+        assert wrong.sum() == 9 and wrong[..., 2].sum() == 9
+
+
+def test_a_view_is_computed_like_its_copy(built: None) -> None:
+    x = paddle.randn([2, 8, 9, 7])
+    layer = DepthwiseConv2D(8, 8, (3, 3))
+    view = x.transpose([0, 1, 3, 2])
+    np.testing.assert_array_equal(layer(view).numpy(), layer(paddle.to_tensor(view.numpy())).numpy())
+
+
+def test_what_is_frozen_gets_no_gradient_and_other_types_are_paddles(built: None) -> None:
+    layer = DepthwiseConv2D(8, 8, (3, 3), bias=True)
+    layer.weight.stop_gradient = True
+    x = paddle.randn([2, 8, 9, 7])
+    layer(x).sum().backward()
+    assert layer.weight.grad is None and x.grad is None and layer.bias.grad is not None
+    assert native.usable(x) and not native.usable(x.astype("float64")) and not native.usable(x[:0])
+    with native.plain():
+        assert not native.usable(x)
+    assert native.usable(x)
+
+
+# ------------------------------------------------------------------------------------------------ installation
+
+WORK = """
+import hashlib, os, sys
+import numpy as np, paddle
+from ppcls_ext.layers import DepthwiseConv2D
+from ppcls_ext.ops import cross_scan, native
+native.install()
+def digest():
+    paddle.seed(0)
+    layer = DepthwiseConv2D(64, 64, (5, 5), (2, 2), bias=True)
+    x = paddle.randn([4, 64, 29, 31]); x.stop_gradient = False
+    layer(x).square().sum().backward()
+    u = paddle.randn([4, 2, 49, 24]); u.stop_gradient = False
+    project = lambda v: (v * 0.5, v[..., :1], v[..., 1:2])
+    y = cross_scan(u, project, u[:, 0, 0], -u[:, 1, 1].abs(), u[:, 0, 1], 7, 7)
+    y.square().sum().backward()
+    parts = (x.grad, layer.weight.grad, layer.bias.grad, y, u.grad)
+    return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
+print(native.status())
+print(digest())
+"""
+
+
+def run_program(code: str, cache: Path | None = None, **environment: str) -> list[str]:
+    variables = {**os.environ, **environment, **({native.CACHE: str(cache)} if cache else {})}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_bits_depend_neither_on_the_run_nor_on_threads_nor_on_a_fork(built: None) -> None:
+    forked = """
+child = os.fork()
+if child == 0:
+    print(digest(), flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print(digest())
+"""
+    runs = [run_program(WORK, OMP_NUM_THREADS="1"), run_program(WORK + forked, OMP_NUM_THREADS="2")]
+    digests = {line for run in runs for line in run[1:]}
+    assert len(runs[1]) == 4 and len(digests) == 1, runs
+
+
+def test_processes_that_come_at_once_build_once_and_all_load(built: None, tmp_path: Path) -> None:
+    code = "from ppcls_ext.ops import native; assert native.install(), native.status(); print(native.status())"
+    environment = {**os.environ, native.CACHE: str(tmp_path / "cache")}
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert sum(line.strip().endswith("(built now)") for line in said) == 1, said
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == ["", ".so"]  # the lock, nothing half-done
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"CXX": "false"}, "/false failed with status 1"),
+        ({"CXX": "no-such-compiler"}, "no compiler: no-such-compiler is not in the PATH"),
+        ({native.SWITCH: "0"}, f"{native.SWITCH}=0"),
+    ],
+)
+def test_without_a_compiler_paddles_operators_are_used_and_the_reason_is_said(
+    environment: dict[str, str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "_state", native._State())
+    monkeypatch.setenv(native.CACHE, str(tmp_path))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert not native.install() and not native.install()
+    assert native.status().startswith("compiled operators: left out, Paddle's own are used: ")
+    assert reason in native.status()
+    assert not list(tmp_path.glob("*.so"))
+    layer, x = DepthwiseConv2D(4, 4, (3, 3)), paddle.randn([1, 4, 9, 9])
+    np.testing.assert_allclose(layer(x).numpy(), F.conv2d(x, layer.weight, padding=1, groups=4).numpy(), rtol=1e-6)
+
+
+def test_a_file_in_the_cache_that_is_no_library_is_told_and_left_out(
+    built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(native.CACHE, str(tmp_path))
+    monkeypatch.setattr(native, "_build", lambda *arguments: arguments[-1].write_bytes(b"not a library"))
+    monkeypatch.setattr(native, "_state", native._State())
+    assert not native.install()
+    assert "left out" in native.status() and str(tmp_path) in native.status()
