@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_operators() -> bool:
-    """All tests run with the compiled operators where they can be built; tests of the plain way say `native.plain()`."""
+    """All tests run with the compiled operators where they can be built; `native.plain()` turns them off."""
     from ppcls_ext.ops import native
 
     return native.install()

@@ -16,6 +16,8 @@ from ppcls_ext.ops import native
 _MOST_TAPS = 4096  # of one input channel's kernels together
 
 
+# as they are, not converted for a static graph
+@paddle.jit.not_to_static
 def depthwise_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int, int, int]
 ) -> Tensor:
@@ -28,6 +30,7 @@ def depthwise_conv(
     return _forward(x, weight, bias, stride, padding)
 
 
+@paddle.jit.not_to_static
 def compiled_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the compiled kernel can compute this."""
     return native.usable(x, weight, bias) and weight.size <= _MOST_TAPS * x.shape[1]

@@ -8,8 +8,8 @@ Forward, ms, one core of a busy machine, PaddlePaddle 3.3.1: ours, Hillis and St
 (4, 1, 3136, 16): 4.6, 34.5, 147; (4, 8, 3136, 16): 29, 258, 174; (4, 1, 784, 32): 1.9, 9.4, 40.
 
 That is plain Paddle, in float32 at least; the graph that is exported for a known size holds the same operators, the
-one for every size a loop of log2(L) rounds. The compiled scan walks the places one by one, 16 channels at a time, in the
-order of each group, so that maps need not be put in order: see docs/speed.md.
+one for every size a loop of log2(L) rounds. The compiled scan walks the places one by one, 16 channels at a time, in
+the order of each group, so that maps need not be put in order: see docs/speed.md.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def selective_scan(u: Tensor, step: Tensor, bias: Tensor, a: Tensor, b: Tensor, 
         return (h * c + u * d).astype(dtype)
 
 
+@paddle.jit.not_to_static
 def cross_scan(
     u: Tensor,
     projected: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],

@@ -20,6 +20,8 @@ _CODES: dict[str, int] = {"none": 0, "silu": 1, "gelu": 2}  # as in tokens.cpp
 _FUNCTIONS = {"none": lambda x: x, "silu": F.silu, "gelu": F.gelu}
 
 
+# as it is, not converted for a static graph
+@paddle.jit.not_to_static
 def token_conv(
     x: Tensor, weight: Tensor, bias: Tensor, height: int | Tensor, width: int | Tensor, activation: Activation
 ) -> Tensor:

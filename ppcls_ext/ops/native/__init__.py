@@ -87,6 +87,8 @@ def plain() -> Iterator[None]:
         _state.library = kept
 
 
+# as it is: the converter to a static graph would evaluate what stands behind `or`
+@paddle.jit.not_to_static
 def usable(*tensors: paddle.Tensor | None) -> bool:
     """Whether a compiled operator can take these: float32 on a CPU, computed now and not traced into a graph."""
     if _state.library is None or not paddle.in_dynamic_mode():
