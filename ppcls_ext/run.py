@@ -93,16 +93,9 @@ class Run:
 
 def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Checkpoint | None) -> Run:
     """Everything a run needs, at the beginning or where `saved` stopped."""
-    rank, world = distributed.rank(), distributed.world_size()
-    options, split = config.Global, config.DataLoader.Train
-    saved_names = saved.metadata.get("class_names") if saved else None
-    dataset = build_dataset(config, split, seed, saved_names, config.Arch.class_num)
-    sampler = configuration.build(SAMPLERS, split.sampler)
-
-    def plan_epoch(epoch: int) -> list[np.ndarray]:
-        return sampler.training_plan(dataset.labels, seed=seed, epoch=epoch, rank=rank, world_size=world)
-
-    loader = make_loader(split, dataset, plan_epoch)
+    options, world = config.Global, distributed.world_size()
+    loader = build_train_loader(config, saved.metadata.get("class_names") if saved else None, seed)
+    dataset = loader.dataset
     eval_loader = None
     if options.eval_during_train and config.DataLoader.Eval is not None:
         eval_loader = build_eval_loader(config, dataset.class_names, dataset.num_classes, seed)
@@ -214,6 +207,19 @@ def build_dataset(
         class_names=class_names,
         seed=seed,
     )
+
+
+def build_train_loader(config: Config, class_names: list[str] | None, seed: int) -> Loader:
+    """The training split, divided over the ranks, in the order of each epoch."""
+    split = config.DataLoader.Train
+    dataset = build_dataset(config, split, seed, class_names, config.Arch.class_num)
+    sampler = configuration.build(SAMPLERS, split.sampler)
+    rank, world = distributed.rank(), distributed.world_size()
+
+    def plan_epoch(epoch: int) -> list[np.ndarray]:
+        return sampler.training_plan(dataset.labels, seed=seed, epoch=epoch, rank=rank, world_size=world)
+
+    return make_loader(split, dataset, plan_epoch)
 
 
 def build_eval_loader(config: Config, class_names: list[str] | None, num_classes: int | None, seed: int = 0) -> Loader:

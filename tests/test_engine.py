@@ -231,7 +231,7 @@ def test_pretrained_weights_with_other_classes_keep_a_fresh_head_and_say_so(
     five = tmp_path / "five.yaml"
     five.write_text(json.dumps(small_config(tmp_path / "five", tmp_path / "output5")))
     out = train(five, f"Global.pretrained_model={folder}/best_model", "Global.epochs=1")
-    assert "classifier of another size" in (out / "train.log").read_text()
+    assert "classifier replaced (" in (out / "train.log").read_text()
 
 
 # ------------------------------------------------------------------------------------------------ the parts

@@ -1,0 +1,28 @@
+"""Average checkpoints: python tools/average.py -c CONFIG --out output/MicroNet_M0/mean [--last 5 | PREFIX PREFIX ...]
+
+The mean's batch-norm statistics are measured on the training split. The result is for tools/eval.py, infer and export.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ppcls_ext import cli
+
+
+def main() -> None:
+    parser = cli.parser(__doc__.splitlines()[0])
+    parser.add_argument("checkpoints", nargs="*", metavar="PREFIX", help="weights to average, without suffix")
+    parser.add_argument("--last", type=cli.positive, default=5, help="or the newest epoch_N of the run (default: 5)")
+    parser.add_argument("--out", type=Path, required=True, metavar="PREFIX", help="where to write the mean")
+    parser.add_argument("--batches", type=cli.positive, help="batches for the statistics (default: the whole split)")
+    arguments = parser.parse_args()
+    arguments.override.append(["Global.eval_during_train=False", "Global.early_stopping=null"])
+    config = cli.load_config(arguments, needs=["Train"])
+    from ppcls_ext.averaging import average
+
+    average(config, arguments.checkpoints, arguments.last, arguments.out, arguments.batches)
+
+
+if __name__ == "__main__":
+    cli.run(main)
