@@ -23,24 +23,16 @@ from paddle.utils import unique_name
 from ppcls_ext import distributed
 from ppcls_ext.checkpoint import load_set
 from ppcls_ext.config import Config
+from ppcls_ext.criteria import eval_losses, eval_metrics
 from ppcls_ext.data.loader import Batch, Loader
 from ppcls_ext.device import choose_device, device_lines
 from ppcls_ext.errors import RunFailed
 from ppcls_ext.log import RunLog, joined
-from ppcls_ext.meter import Meter
+from ppcls_ext.meter import Answers, Meter
 from ppcls_ext.optim import evaluation_weights
-from ppcls_ext.run import (
-    Run,
-    build_run,
-    choose_seed,
-    describe_run,
-    equalise,
-    eval_losses,
-    eval_metrics,
-    finish,
-    rate_now,
-    save,
-)
+from ppcls_ext.run import Run, build_run, choose_seed, describe_run, equalise, finish, rate_now, save
+
+SELECTING = ("top", "mAP", "F1", "AccuracyScore")  # how names of metrics begin that are better when larger
 
 
 class StoppedBySignal(Exception):
@@ -204,8 +196,10 @@ def evaluate(
     """
     was_training = network.training
     network.eval()
-    counted = [name for metric in metrics for name in metric.names()]
+    summed, whole = [m for m in metrics if not m.whole], [m for m in metrics if m.whole]
+    counted = [name for metric in summed for name in metric.names()]
     sums = dict.fromkeys(["images", *counted, *losses], 0.0)
+    answers = Answers(loader.dataset) if whole else None
     stopped = False
     with log.progress("evaluation", len(loader.batches(0))):
         for batch in loader.epoch(0):
@@ -215,9 +209,11 @@ def evaluate(
                     logits = network(images)
                 for name, loss in losses.items():
                     sums[name] += float(loss(logits, labels)) * len(batch.labels)  # waits for the device
-                for metric in metrics:
+                for metric in summed:
                     for name, correct in zip(metric.names(), metric(logits, labels)):
-                        sums[name] += int(correct)
+                        sums[name] += float(correct)
+                if answers is not None:
+                    answers.add(batch.indices, logits)
                 sums["images"] += len(batch.labels)
             log.advance()
             # One short collective a batch: no rank waits for another longer than a batch takes.
@@ -233,9 +229,13 @@ def evaluate(
     if images == 0:
         raise RunFailed("the evaluation split holds no readable image")
     result: dict[str, float] = {"images": images}
-    for name in counted:
-        result[f"{name}_correct"] = int(totals[name])
-        result[name] = totals[name] / images
+    for metric in summed:
+        for name in metric.names():
+            if metric.counts_answers:
+                result[f"{name}_correct"] = int(totals[name])
+            result[name] = totals[name] / images
+    for metric in whole:
+        result |= zip(metric.names(), metric.of(*answers.of_all_ranks()))
     for name in losses:
         result[name] = totals[name] / images
     result["loss"] = sum(result[name] for name in losses)
@@ -308,8 +308,8 @@ def exceeds(result: dict[str, float], best: dict[str, float]) -> bool:
 
 
 def selection_metric(result: dict[str, float]) -> str:
-    """The metric that decides which model is best: the first accuracy."""
-    return next(name for name in result if name.startswith("top") and not name.endswith("_correct"))
+    """The metric that decides which model is best: the first that is better when it is larger."""
+    return next(name for name in result if name.startswith(SELECTING) and not name.endswith("_correct"))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import paddle
 
+from ppcls_ext import distributed
 from ppcls_ext.errors import RunFailed
 from ppcls_ext.log import duration, joined
 
@@ -91,3 +92,22 @@ class Meter:
         )
         self.run.log.record("train", position.global_step, position.epoch, {"lr": rate, **averages})
         self.steps, self.images, self.waited, self.began = 0, 0, 0.0, time.perf_counter()
+
+
+class Answers:
+    """Every image's logits, for metrics of the whole split: filled batch by batch, then joined over the ranks."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.rows = np.zeros((len(dataset), dataset.num_classes + 1))  # the last column marks the images that were seen
+
+    def add(self, indices: np.ndarray, logits: paddle.Tensor) -> None:
+        """Logits (n, C) of the images `indices`."""
+        self.rows[indices, :-1] = logits.astype("float32").numpy()  # waits for the device
+        self.rows[indices, -1] = 1
+
+    def of_all_ranks(self) -> tuple[np.ndarray, np.ndarray]:
+        """(logits, labels) of the images that could be read."""
+        rows = distributed.all_sum(self.rows)
+        seen = rows[:, -1] > 0
+        return rows[seen, :-1], self.dataset.labels[seen]

@@ -23,7 +23,8 @@ import paddle
 from ppcls_ext import config as configuration
 from ppcls_ext import distributed
 from ppcls_ext.checkpoint import Checkpoint, member, save_set, write_file
-from ppcls_ext.config import Component, Config, FreezeOptions, Split
+from ppcls_ext.config import Config, FreezeOptions, Split
+from ppcls_ext.criteria import train_losses, train_metrics
 from ppcls_ext.data.class_map import CLASS_MAP, write_class_map
 from ppcls_ext.data.loader import Loader
 from ppcls_ext.device import Precision
@@ -42,7 +43,7 @@ from ppcls_ext.optim import (
     make_clip,
     optimizer_state,
 )
-from ppcls_ext.registry import BACKBONES, DATASETS, LOSSES, METRICS, SAMPLERS, SCHEDULES
+from ppcls_ext.registry import BACKBONES, DATASETS, SAMPLERS, SCHEDULES
 from ppcls_ext.report.curves import draw_curves
 from ppcls_ext.weights import fit_weights, graph_of, read_metadata, state_arrays
 
@@ -132,8 +133,8 @@ def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Check
         rate_factor=rate_factor(config),
         clip=make_clip(config.Optimizer, network),
         freezing=freezing,
-        objective=Objective(named(LOSSES, config.Loss.Train), config.Distill, build_teacher(config, network)),
-        metrics=list(named(METRICS, config.Metric.Train or [Component(name="TopkAcc")]).values()),
+        objective=Objective(train_losses(config, dataset), config.Distill, build_teacher(config, network)),
+        metrics=train_metrics(config),
         average=average,
         precision=precision,
         train_loader=loader,
@@ -243,25 +244,6 @@ def make_loader(
 ) -> Loader:
     """The loader of a split, with the options of its `loader` section."""
     return Loader(dataset, plan, evaluation=evaluation, **split.loader.model_dump())
-
-
-def named(table: Any, components: list[Component]) -> dict[str, Callable]:
-    """{"CELoss": the loss}; a second one of a name is numbered."""
-    made: dict[str, Callable] = {}
-    for component in components:
-        name = component.name if component.name not in made else f"{component.name}_{len(made) + 1}"
-        made[name] = configuration.build(table, component)
-    return made
-
-
-def eval_losses(config: Config) -> dict[str, Callable]:
-    """The losses of evaluation; plain cross entropy where none is named."""
-    return named(LOSSES, config.Loss.Eval or [Component(name="CELoss")])
-
-
-def eval_metrics(config: Config) -> list[Callable]:
-    """The metrics of evaluation and of training; top-1 and top-5 where none is named."""
-    return list(named(METRICS, config.Metric.Eval or [Component(name="TopkAcc")]).values())
 
 
 def choose_seed(config: Config, saved: Checkpoint | None) -> int:

@@ -12,13 +12,14 @@ from paddle.utils import unique_name
 
 from ppcls_ext import distributed
 from ppcls_ext.config import Config
+from ppcls_ext.criteria import eval_losses, eval_metrics
 from ppcls_ext.data.class_map import read_class_map
 from ppcls_ext.device import choose_device, device_lines
 from ppcls_ext.engine import averages_of, evaluate
 from ppcls_ext.errors import Refused
 from ppcls_ext.log import RunLog, joined
 from ppcls_ext.prediction import find_images, predict_files, softmax
-from ppcls_ext.run import build_eval_loader, build_network, eval_losses, eval_metrics
+from ppcls_ext.run import build_eval_loader, build_network
 from ppcls_ext.transforms import build_transforms
 from ppcls_ext.weights import fit_weights, read_metadata
 

@@ -30,6 +30,7 @@ class Noise:
         self.act = act
         self.unreadable = unreadable
         self.max_unreadable = 5
+        self.first_epochs = [0]
         self.labels = np.arange(40, dtype=np.int32) % 7
 
     def __len__(self) -> int:

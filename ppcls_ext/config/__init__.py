@@ -50,6 +50,7 @@ def import_components() -> None:
     import ppcls_ext.backbones
     import ppcls_ext.data.datasets
     import ppcls_ext.data.mixing
+    import ppcls_ext.data.multi_label
     import ppcls_ext.data.samplers
     import ppcls_ext.losses
     import ppcls_ext.metrics

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from ppcls_ext import registry
 from ppcls_ext.config.components import POSTPROCESSES, PROGRAM_ARGUMENTS, REGULARIZERS
+from ppcls_ext.config.fit import fit_problems
 from ppcls_ext.config.sections import (
     AmpOptions,
     ArchOptions,
@@ -294,17 +295,6 @@ class Check:
             if not options.eval_during_train or config["DataLoader"].Eval is None:
                 self.say("Optimizer.lr: Plateau needs evaluations: Global.eval_during_train=True and DataLoader.Eval")
 
-    def smoothing(self, losses: list[Component], split: Split | None) -> None:
-        """Labels are smoothed once: by the operator that mixes them, or by the loss."""
-        for op in (split.dataset.arguments.get("batch_transform_ops") if split else None) or []:
-            mixed = (op.get("Mixup") or {}).get("label_smoothing", 0)
-            for number, loss in enumerate(losses):
-                if mixed and loss.arguments.get("epsilon"):
-                    self.say(
-                        f"Loss.Train.{number}.{loss.name}.epsilon: {loss.arguments['epsilon']} would smooth labels "
-                        f"that Mixup.label_smoothing ({mixed}) has smoothed already; give one of the two"
-                    )
-
     @staticmethod
     def file_of(path: str, suffix: str) -> bool:
         return Path(path).is_file() or Path(path + suffix).is_file()
@@ -333,9 +323,10 @@ class Check:
             Infer=self.infer(raw, arch.in_channels),
             Metric=self.terms(registry.METRICS, raw, "Metric"),
         )
+        if not self.problems:
+            self.problems += fit_problems(config["Loss"], config["Metric"], config["DataLoader"])
         if "Train" in self.needs:
             self.run(options, config["DataLoader"])
-            self.smoothing(config["Loss"].Train, config["DataLoader"].Train)
             if not config["Loss"].Train:
                 self.say("Loss.Train: missing; for example [- CELoss: {weight: 1.0}]")
             self.optimization(config)

@@ -15,6 +15,7 @@ PROGRAM_ARGUMENTS = {
     "dataset": frozenset({"channels", "num_classes", "class_names", "seed"}),
     "backbone": frozenset({"num_classes", "in_channels"}),
     "optimizer": frozenset({"parameters"}),
+    "loss": frozenset({"counts"}),
 }
 
 REGULARIZERS = Registry("regularizer")

@@ -7,7 +7,7 @@ constructors. Everything that can be wrong with the files is refused there, befo
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ppcls_ext.errors import Refused, RunFailed, did_you_mean
 from ppcls_ext.registry import DATASETS, InputFile, InputFolder
 from ppcls_ext.transforms import DecodeError, build_transforms
 
+Sizes = dict[int, int | list[int]]  # first epoch -> size of RandCropImage
 TransformOps = list[dict[str, dict[str, Any] | None]]
 Unreadable = Literal["error", "skip"]
 
@@ -44,8 +45,12 @@ def place_of(path: str, origin: str) -> str:
 class ImageDataset:
     """What every dataset of single images has: paths, labels, names, and a `load` that depends on its arguments alone.
 
-    `unreadable` and `max_unreadable` tell the loader what to do with a `SampleError`; `notes` are for the log.
+    An index of len(self) * k + i is sample i for the k-th time in an epoch, and drawn anew: samplers that repeat images
+    count so. `image_sizes` is RandCropImage's size from an epoch on, where it changes. `unreadable` and
+    `max_unreadable` tell the loader what to do with a `SampleError`; `notes` are for the log.
     """
+
+    several_labels: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -60,16 +65,20 @@ class ImageDataset:
         unreadable: Unreadable,
         max_unreadable: int,
         batch_transform_ops: BatchOps | None = None,
+        image_sizes: Sizes | None = None,
     ) -> None:
         self.image_root = image_root
-        self.labels = labels  # int32 (n,)
+        self.labels = labels  # int32 (n,), or uint8 (n, classes) where an image has several
         self.num_classes = num_classes
         self.class_names = class_names
         self.seed = seed
         self.unreadable = unreadable
         self.max_unreadable = max_unreadable
         self.notes: list[str] = []
-        self.pipeline = build_transforms(transform_ops, channels)
+        # first epoch -> how images are prepared from it on
+        self._pipelines = {0: build_transforms(transform_ops, channels)}
+        for first, size in sorted((image_sizes or {}).items()):
+            self._pipelines[first] = build_transforms(_with_crop_size(transform_ops, size), channels)
         self._batch_operator = build_batch_operator(batch_transform_ops)
         self._paths = paths
 
@@ -78,13 +87,23 @@ class ImageDataset:
 
     def path(self, index: int) -> str:
         """The image file, as it can be opened."""
-        return os.path.join(self.image_root, self._paths[index])
+        return os.path.join(self.image_root, self._paths[index % len(self)])
 
     def origin(self, index: int) -> str:
         """Where the image is listed: 'lists/train.txt:12', or its path when it was found in a folder."""
         return self.path(index)
 
-    def load(self, index: int, epoch: int) -> tuple[np.ndarray, int]:
+    @property
+    def first_epochs(self) -> list[int]:
+        """From which epochs on images have another size, 0 first."""
+        return list(self._pipelines)
+
+    def label(self, index: int) -> int | np.ndarray:
+        """The class, or float32 (classes,) where an image has several."""
+        label = self.labels[index % len(self)]
+        return label.astype(np.float32) if self.several_labels else int(label)
+
+    def load(self, index: int, epoch: int) -> tuple[np.ndarray, int | np.ndarray]:
         """Image (C, H, W) float32 and label; random operations draw from a generator of (seed, epoch, index).
 
         Raises `SampleError` when the file cannot be read or decoded.
@@ -96,10 +115,11 @@ class ImageDataset:
         except OSError as error:
             raise SampleError(path, self.origin(index), f"cannot be read: {error.strerror}") from error
         try:
-            image = self.pipeline(encoded, np.random.default_rng([self.seed, epoch, index]))
+            pipeline = self._pipelines[max(first for first in self._pipelines if first <= epoch)]
+            image = pipeline(encoded, np.random.default_rng([self.seed, epoch, index]))
         except DecodeError as error:
             raise SampleError(path, self.origin(index), f"cannot be decoded: {error}") from error
-        return image, int(self.labels[index])
+        return image, self.label(index)
 
     def mix(self, images: np.ndarray, indices: list[int], epoch: int) -> Mixing | None:
         """Mix a batch of images in place as `batch_transform_ops` says; what was mixed, None without the operator."""
@@ -127,6 +147,7 @@ class ImageNetDataset(ImageDataset):
         unreadable: Unreadable = "error",
         max_unreadable: int = 100,
         batch_transform_ops: BatchOps | None = None,
+        image_sizes: Sizes | None = None,
         channels: int = 3,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
@@ -152,12 +173,13 @@ class ImageNetDataset(ImageDataset):
             unreadable,
             max_unreadable,
             batch_transform_ops,
+            image_sizes,
         )
         if self._list.repeated:
             self.notes.append(f"{cls_label_path}: {self._list.repeated} lines repeat an earlier line")
 
     def origin(self, index: int) -> str:
-        return self._list.origin(index)
+        return self._list.origin(index % len(self))
 
 
 @DATASETS.register("ClassFolderDataset")
@@ -176,6 +198,7 @@ class ClassFolderDataset(ImageDataset):
         unreadable: Unreadable = "error",
         max_unreadable: int = 100,
         batch_transform_ops: BatchOps | None = None,
+        image_sizes: Sizes | None = None,
         channels: int = 3,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
@@ -206,12 +229,20 @@ class ClassFolderDataset(ImageDataset):
             unreadable,
             max_unreadable,
             batch_transform_ops,
+            image_sizes,
         )
         self.notes += folders.notes()
         absent = [name for name in index_of if not folders.images.get(name)]
         if absent:
             shown = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
             self.notes.append(f"{image_root}: no images of {len(absent)} of {len(names)} classes: {shown}")
+
+
+def _with_crop_size(ops: TransformOps, size: int | list[int]) -> TransformOps:
+    """The operators with another size of RandCropImage."""
+    if not any("RandCropImage" in op for op in ops):
+        raise Refused("image_sizes: says how large RandCropImage cuts, but transform_ops has none")
+    return [{"RandCropImage": {**op["RandCropImage"], "size": size}} if "RandCropImage" in op else op for op in ops]
 
 
 def _refuse_empty_classes(folders: ClassFolders) -> None:

@@ -48,9 +48,10 @@ class Dataset(Protocol):
     unreadable: str
     max_unreadable: int
     num_classes: int
+    first_epochs: list[int]
 
     def __len__(self) -> int: ...
-    def load(self, index: int, epoch: int) -> tuple[np.ndarray, int]: ...
+    def load(self, index: int, epoch: int) -> tuple[np.ndarray, int | np.ndarray]: ...
     def mix(self, images: np.ndarray, indices: list[int], epoch: int) -> Mixing | None: ...
     def path(self, index: int) -> str: ...
     def origin(self, index: int) -> str: ...
@@ -61,7 +62,7 @@ class Batch:
     """Samples of one batch; an evaluation may meet one of length 0."""
 
     images: np.ndarray  # float32 (n, C, H, W)
-    labels: np.ndarray  # int64 (n,); where images were mixed, of their larger parts
+    labels: np.ndarray  # int64 (n,), or float32 (n, classes); where images were mixed, of their larger parts
     indices: np.ndarray  # int64 (n,), their places in the dataset
     wait: float  # seconds for which the consumer was kept waiting
     targets: np.ndarray | None = None  # float32 (n, classes): soft labels of mixed images
@@ -80,7 +81,7 @@ class _Task:
 class _Loaded:
     images: np.ndarray | None  # None: none was readable, or they stand in the slot
     shape: tuple[int, ...]  # (n, C, H, W), () when none was readable
-    labels: list[int]
+    labels: list[int] | list[np.ndarray]
     indices: list[int]
     skipped: dict[str, str]
     mixing: Mixing | None = None
@@ -366,7 +367,7 @@ class Loader:
         self._free_slots: list[int] = []
         self._in_flight = 0  # tasks given to workers whose results were neither delivered nor dropped
         self._results: dict[int, _Result] = {}
-        self._shape: tuple[int, ...] | None = None
+        self._shapes: dict[int, tuple[int, ...]] = {}  # by the first epoch that has it
 
     def __enter__(self) -> Loader:
         return self
@@ -390,7 +391,7 @@ class Loader:
         if self.use_shared_memory:
             count = self.num_workers * self.prefetch + 2  # the consumer holds one batch while it asks for another
             longest = max((len(batch) for batch in self.batches(epoch)), default=0)
-            num_bytes = 4 * longest * math.prod(self._sample_shape(epoch))
+            num_bytes = 4 * longest * max(math.prod(self._sample_shape(first)) for first in self.dataset.first_epochs)
             self._slots = _Slots(count, num_bytes)
             self._free_slots += range(count)
         self._board = _Board(self.num_workers)
@@ -572,7 +573,9 @@ class Loader:
                     + _listing(loaded.skipped)
                 )
             images = np.zeros((0, *self._sample_shape(epoch)), np.float32)
-        labels, indices = np.array(loaded.labels, np.int64), np.array(loaded.indices, np.int64)
+        # without samples there is nothing to tell one kind of labels by, nor anybody to ask
+        labels = np.array(loaded.labels) if loaded.labels else np.zeros(0, np.int64)
+        indices = np.array(loaded.indices, np.int64)
         targets = None
         if loaded.mixing is not None:
             targets = loaded.mixing.targets(labels, self.dataset.num_classes)
@@ -589,7 +592,8 @@ class Loader:
 
     def _sample_shape(self, epoch: int) -> tuple[int, ...]:
         """(C, H, W) of the first sample that can be read."""
-        if self._shape is None:
+        stage = max(first for first in self.dataset.first_epochs if first <= epoch)
+        if stage not in self._shapes:
             unread: dict[str, str] = {}
             planned = (index for batch in self.batches(epoch) for index in batch.tolist())
             for index in itertools.chain(planned, range(len(self.dataset))):
@@ -603,11 +607,11 @@ class Loader:
                     if len(unread) > self.dataset.max_unreadable:
                         break
                 else:
-                    self._shape = image.shape
+                    self._shapes[stage] = image.shape
                     break
-            if self._shape is None:
+            if stage not in self._shapes:
                 raise RunFailed("None of the first images could be read:" + _listing(unread))
-        return self._shape
+        return self._shapes[stage]
 
     # What went wrong -----------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import paddle
 
 from ppcls_ext.registry import METRICS
@@ -10,6 +12,11 @@ from ppcls_ext.registry import METRICS
 @METRICS.register("TopkAcc")
 class TopkAcc:
     """How many labels are among the k largest logits, for each k of `topk`; k is at most the number of classes."""
+
+    whole: ClassVar[bool] = False
+    counts_answers: ClassVar[bool] = True
+    several_labels: ClassVar[bool] = False
+    selects: ClassVar[bool] = True
 
     def __init__(self, topk: int | list[int] = [1, 5]) -> None:  # noqa: B006 - never changed
         self.topk = [topk] if isinstance(topk, int) else list(topk)

@@ -1,0 +1,63 @@
+"""What losses, metrics and data ask of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ppcls_ext.config.sections import Split, Splits, Terms
+from ppcls_ext.registry import DATASETS, LOSSES, METRICS
+
+# Arguments that are computed from the labels of the training split.
+_OF_TRAINING = ("class_weight", "weight_ratio")
+
+
+def fit_problems(losses: Terms, metrics: Terms, loaders: Splits) -> list[str]:
+    """What of the three does not fit together, each with its place."""
+    return [*_labels(losses, metrics, loaders), *_smoothing(losses, loaders.Train), *_places(losses, metrics)]
+
+
+def _labels(losses: Terms, metrics: Terms, loaders: Splits) -> Iterator[str]:
+    """One label per image, or several: the data, the losses and the metrics agree."""
+    for split_name, split in (("Train", loaders.Train), ("Eval", loaders.Eval)):
+        if split is None:
+            continue
+        several = DATASETS[split.dataset.name].several_labels
+        for section, table, terms in (("Loss", LOSSES, losses), ("Metric", METRICS, metrics)):
+            for number, term in enumerate(getattr(terms, split_name)):
+                place = f"{section}.{split_name}.{number}.{term.name}"
+                fitting = [name for name in table if table[name].several_labels == several]
+                if several and not table[term.name].several_labels:
+                    yield f"{place}: takes one label per image, {split.dataset.name} has several; {_one_of(fitting)}"
+                # a loss of single classes takes one label as well as several
+                if not several and table[term.name].several_labels and term.name != "BCELoss":
+                    yield f"{place}: takes several labels per image, {split.dataset.name} has one; {_one_of(fitting)}"
+
+
+def _one_of(names: list[str]) -> str:
+    return f"take {' or '.join(names)}"
+
+
+def _smoothing(losses: Terms, split: Split | None) -> Iterator[str]:
+    """Labels are smoothed once: by the operator that mixes them, or by the loss."""
+    for op in (split.dataset.arguments.get("batch_transform_ops") if split else None) or []:
+        mixed = (op.get("Mixup") or {}).get("label_smoothing", 0)
+        for number, loss in enumerate(losses.Train):
+            if mixed and loss.arguments.get("epsilon"):
+                yield (
+                    f"Loss.Train.{number}.{loss.name}.epsilon: {loss.arguments['epsilon']} would smooth labels "
+                    f"that Mixup.label_smoothing ({mixed}) has smoothed already; give one of the two"
+                )
+
+
+def _places(losses: Terms, metrics: Terms) -> Iterator[str]:
+    """What belongs to training alone, and what to evaluation."""
+    for number, loss in enumerate(losses.Eval):
+        for name in _OF_TRAINING:
+            if loss.arguments.get(name):
+                yield f"Loss.Eval.{number}.{loss.name}.{name}: an evaluation counts every image alike; take it out"
+    if metrics.Eval and not any(METRICS[metric.name].selects for metric in metrics.Eval):
+        able = " or ".join(name for name in METRICS if METRICS[name].selects)
+        yield f"Metric.Eval: names no metric that can choose the best model; add {able}"
+    for number, metric in enumerate(metrics.Train):
+        if METRICS[metric.name].whole:
+            yield f"Metric.Train.{number}.{metric.name}: needs a whole split; it belongs in Metric.Eval"

@@ -1,0 +1,123 @@
+"""Images with several labels: lists, metrics, and a whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from conftest import small_config
+
+from ppcls_ext import config, engine
+from ppcls_ext.data.multi_label import read_multi_label_list
+from ppcls_ext.errors import Refused
+from ppcls_ext.log import read_metrics
+from ppcls_ext.metrics import AccuracyScore, HammingDistance, MultiLabelF1, MultiLabelMAP
+from ppcls_ext.metrics.multilabel import average_precision
+from ppcls_ext.trained import evaluate_trained
+
+Write = Callable[..., Path]
+RNG = np.random.default_rng(2)
+LOGITS = RNG.normal(size=(40, 5)).round(1)  # rounded, so that some are equal
+LABELS = (RNG.random((40, 5)) < 0.3).astype(np.uint8)
+
+
+def test_metrics_are_scikit_learns() -> None:
+    from sklearn import metrics
+
+    expected = [metrics.average_precision_score(LABELS[:, c], LOGITS[:, c]) for c in range(5)]
+    assert [average_precision(LOGITS[:, c], LABELS[:, c]) for c in range(5)] == pytest.approx(expected)
+    assert MultiLabelMAP().of(LOGITS, LABELS) == pytest.approx([np.mean(expected)])
+    answers = LOGITS > np.log(0.6 / 0.4)
+    f1 = [metrics.f1_score(LABELS, answers, average=average) for average in ("macro", "micro")]
+    assert MultiLabelF1(threshold=0.6).of(LOGITS, LABELS) == pytest.approx(f1)
+    tensors = paddle.to_tensor(LOGITS, "float32"), paddle.to_tensor(LABELS)
+    hamming = metrics.hamming_loss(LABELS, LOGITS > 0)
+    assert float(HammingDistance()(*tensors)[0]) / 40 == pytest.approx(hamming, rel=1e-5)
+    assert float(AccuracyScore()(*tensors)[0]) / 40 == pytest.approx(1 - hamming, rel=1e-5)
+    exact = metrics.accuracy_score(LABELS, LOGITS > 0)
+    assert float(AccuracyScore("sample")(*tensors)[0]) / 40 == pytest.approx(exact, rel=1e-5)
+
+
+def test_a_class_without_images_is_left_out() -> None:
+    labels = LABELS.copy()
+    labels[:, 2] = 0
+    rest = [0, 1, 3, 4]
+    assert MultiLabelMAP().of(LOGITS, labels) == pytest.approx(MultiLabelMAP().of(LOGITS[:, rest], labels[:, rest]))
+
+
+def test_every_mistake_of_a_list_is_told_with_its_line(tmp_path: Path) -> None:
+    for name in ("a", "b c"):
+        (tmp_path / f"{name}.png").touch()
+    path = tmp_path / "list.txt"
+    path.write_text("a.png\t0,1\nb c.png\t1, 1\n", encoding="utf-8")
+    paths, labels = read_multi_label_list(str(path), str(tmp_path))
+    assert paths == ["a.png", "b c.png"] and labels.tolist() == [[0, 1], [1, 1]]
+    path.write_text("a.png\t0,1\na.png 0,1\na.png\t0,2\na.png\t0,1,0\n\nx.png\t0,1\n")
+    with pytest.raises(Refused) as refused:
+        read_multi_label_list(str(path), str(tmp_path))
+    for part in (
+        "list.txt:2: expected 'path\t0,1,...', got 'a.png 0,1'",
+        "list.txt:3: expected a 0 or 1 for each class, got '0,2'",
+        "list.txt:4: 3 labels, but an earlier line has 2",
+        "list.txt:5: expected 'path",
+        "list.txt:6: no file",
+        "(5 problems)",
+    ):
+        assert part in str(refused.value)
+    with pytest.raises(Refused, match="2 labels, but the network has 3"):
+        read_multi_label_list(str(path), str(tmp_path), num_classes=3)
+
+
+@pytest.fixture
+def several(write_config: Write, pictures: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A configuration whose images have 4 labels: one of three classes, and 'not the first'."""
+
+    def write(**changes: object) -> Path:
+        loaders = small_config(pictures, tmp_path)["DataLoader"]
+        for split, folder, images in (("Train", "train", 12), ("Eval", "val", 5)):
+            rows = (
+                f"class_{label}/{n}.png\t{','.join(str(int(c == label)) for c in range(3))},{int(label > 0)}"
+                for label in range(3)
+                for n in range(images)
+            )
+            (tmp_path / f"{folder}.txt").write_text("\n".join(rows) + "\n")
+            given = loaders[split]["dataset"]
+            given |= {"name": "MultiLabelDataset", "cls_label_path": str(tmp_path / f"{folder}.txt")}
+        sections = {
+            "DataLoader": loaders,
+            "Loss": {"Train": [{"MultiLabelLoss": {"size_sum": True}}], "Eval": [{"MultiLabelLoss": None}]},
+            "Metric": {"Train": [{"HammingDistance": None}], "Eval": [{"MultiLabelMAP": None}, {"MultiLabelF1": None}]},
+        }
+        return write_config(**{**sections, **changes})
+
+    return write
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_run_with_several_labels_selects_by_its_metric(several: Callable[..., Path], mixed: bool) -> None:
+    overrides = ["Global.epochs=3", "EMA.decay=0.5"]
+    if mixed:
+        overrides.append("DataLoader.Train.dataset.batch_transform_ops=[{MixupOperator: {alpha: 0.2}}]")
+    loaded = config.load(several(), overrides, ["Train"])
+    best = engine.train(loaded)
+    records = [r for r in read_metrics(loaded.output_folder()) if r["kind"] == "eval"]
+    assert best["mAP"] == max(record["mAP"] for record in records)
+    assert all({"mAP", "F1", "F1_micro", "loss"} <= record.keys() for record in records)
+    again = config.load(several(), [f"Global.pretrained_model={loaded.output_folder()}/best_model"], ["Eval"])
+    result = evaluate_trained(again)
+    assert result["mAP"] == pytest.approx(best["mAP"], abs=1e-9) and result["images"] == 15
+
+
+def test_metrics_and_losses_of_one_label_are_refused_for_several(several: Callable[..., Path]) -> None:
+    for override, message in (
+        ("Loss.Train=[{CELoss: {}}]", "Loss.Train.0.CELoss: takes one label per image, MultiLabelDataset has several"),
+        ("Metric.Eval=[{TopkAcc: {}}]", "Metric.Eval.0.TopkAcc: takes one label per image, MultiLabelDataset has"),
+        ("Metric.Train=[{MultiLabelMAP: {}}]", "Metric.Train.0.MultiLabelMAP: needs a whole split; it belongs in"),
+        ("Metric.Eval=[{HammingDistance: {}}]", "Metric.Eval: names no metric that can choose the best model"),
+    ):
+        with pytest.raises(Refused) as refused:
+            config.load(several(), [override], ["Train"])
+        assert message in str(refused.value)
