@@ -1,15 +1,18 @@
 """Whether oneDNN may serve an exported model: tried in a process of its own, where a crash is an answer.
 
-oneDNN's kernels are several times as fast as Paddle's own on a CPU, but some graphs end in a segmentation fault with
-them, and some answers differ. `python -m ppcls_ext.probe FOLDER IMAGES ANSWERS` is the other process: it serves images
-of one .npy file with oneDNN and writes the answers to another.
+oneDNN's kernels are several times as fast as Paddle's own for most graphs on a CPU, but some graphs end in a
+segmentation fault with them, some answers differ, and some take longer. `python -m ppcls_ext.probe FOLDER IMAGES
+ANSWERS` is the other process: it serves the images of one .npy file with oneDNN, writes the answers to another, and
+prints what a single image takes without and with it.
 """
 
 from __future__ import annotations
 
 import signal
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,14 @@ import numpy as np
 
 # A probe that takes longer than this (seconds) is stuck.
 PATIENCE = 600.0
+TIMED_RUNS = 7
 
 
 def probe_onednn(folder: Path, images: np.ndarray, expected: np.ndarray, allowed: np.ndarray) -> dict[str, Any]:
     """What `inference.yml` says under OneDNN: {"enabled": True, "largest_difference": 1e-7, "paddle": "3.3.1"}.
 
-    Or {"enabled": False, "reason": ..., "paddle": ...} where it crashed, or an answer differed from `expected` (N,
-    classes) by more than `allowed`. The images are served all at once, the first alone, and all again.
+    Or {"enabled": False, "reason": ..., "paddle": ...} where it crashed, an answer differed from `expected` (N,
+    classes) by more than `allowed`, or it was not faster. The images are served together, the first alone, and together.
     """
     import paddle
 
@@ -35,6 +39,7 @@ def probe_onednn(folder: Path, images: np.ndarray, expected: np.ndarray, allowed
         if done.returncode:
             return _off(f"serving with it {_ending(done.returncode)}", paddle.__version__)
         answers = np.load(answered)
+        plain, fast = (float(word) for word in done.stdout.splitlines()[-1].split())
     except subprocess.TimeoutExpired:
         return _off(f"serving with it did not end within {PATIENCE:g} s", paddle.__version__)
     finally:
@@ -44,6 +49,8 @@ def probe_onednn(folder: Path, images: np.ndarray, expected: np.ndarray, allowed
     difference = np.abs(answers - expected[order])
     if not (difference <= allowed[order]).all():
         return _off(f"answers with it differ by up to {difference.max():.3g}", paddle.__version__)
+    if fast >= plain:
+        return _off(f"with it an image takes {fast:.1f} ms, without it {plain:.1f} ms", paddle.__version__)
     return {"enabled": True, "largest_difference": float(difference.max()), "paddle": paddle.__version__}
 
 
@@ -68,6 +75,15 @@ def main() -> None:
     images = np.load(given)
     served = ServedModel(folder, onednn=True)
     np.save(answered, np.concatenate([served.probabilities(part) for part in (images, images[:1], images)]))
+    models = (ServedModel(folder, onednn=False), served)
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(TIMED_RUNS):  # in turns, so that what else the machine does falls on both
+        for model, own in zip(models, times):
+            began = time.perf_counter()
+            model.probabilities(images[:1])
+            own.append(1e3 * (time.perf_counter() - began))
+    # the first run of each prepares the kernels
+    print(*(statistics.median(own[1:]) for own in times))
 
 
 if __name__ == "__main__":
