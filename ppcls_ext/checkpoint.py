@@ -139,7 +139,7 @@ def read_trailer(path: Path) -> tuple[int, dict[str, Any]] | None:
             raise Refused(f"{path} is damaged: the SHA-256 of its trailer differs from the one it was written with")
         try:
             metadata = json.loads(encoded.decode("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refused(f"{path} is damaged: its trailer is not readable ({error})") from error
     if not isinstance(metadata, dict) or not isinstance(metadata.get("sha256"), str):
         raise Refused(f"{path} is damaged: its trailer holds no digest")

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, deserialize, safe_open
 
 from ppcls_ext.checkpoint import read_body, read_trailer, resolve_weights
 from ppcls_ext.errors import Refused, did_you_mean
+from ppcls_ext.pickles import shown
 from ppcls_ext.unpickle import unpickle_arrays
 from ppcls_ext.weights.parts import tensors_of
 from ppcls_ext.weights.torch_files import TorchFile
@@ -32,16 +33,14 @@ _SAFETENSORS_TYPES = {
 def find_weights(path: str | Path) -> Path:
     """The file that `path` names; without a suffix it means `<path>.pdparams`. A missing or foreign file is refused."""
     given = Path(path)
-    if given.suffix == SAFETENSORS:
+    if given.suffix in (SAFETENSORS, *PYTORCH):
         found = given
     # `.new`: where a save that was cut short left the weights; `resolve_weights` may have led here
     elif given.is_file() and given.suffix != PADDLE and not given.name.endswith(PADDLE + ".new"):
-        if given.suffix not in PYTORCH:
-            raise Refused(
-                f"{given} cannot be read as weights: its suffix is {given.suffix or 'missing'}. "
-                f"Readable: {', '.join((PADDLE, SAFETENSORS, *PYTORCH))}."
-            )
-        found = given
+        raise Refused(
+            f"{given} cannot be read as weights: its suffix is {given.suffix or 'missing'}. "
+            f"Readable: {', '.join((PADDLE, SAFETENSORS, *PYTORCH))}."
+        )
     else:
         found = resolve_weights(given)
     if not found.is_file():
@@ -130,8 +129,12 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     tensors = {}
     for name, entry in entries:
         if entry["dtype"] not in _SAFETENSORS_TYPES:
-            raise Refused(f"{path}: {name} is of type {entry['dtype']}, which cannot be read.")
-        array = np.frombuffer(entry["data"], _SAFETENSORS_TYPES[entry["dtype"]]).reshape(entry["shape"])
+            raise Refused(f"{path}: {shown(name)} is of type {entry['dtype']}, which cannot be read.")
+        array = np.frombuffer(entry["data"], _SAFETENSORS_TYPES[entry["dtype"]])
+        try:
+            array = array.reshape(entry["shape"])
+        except (ValueError, OverflowError) as error:  # more dimensions than NumPy has; an empty one of 2**63
+            raise Refused(f"{path}: {shown(name)} has no shape: {error}.") from error
         tensors[name] = _from_bfloat16(array) if entry["dtype"] == _BFLOAT16 else array
     return tensors
 

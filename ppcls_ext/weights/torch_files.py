@@ -38,6 +38,7 @@ _NUMBERS = {
 }  # fmt: skip
 _UNTYPED = "uint8"  # a storage without a type counts bytes
 _MAX_ENTRIES = 200_000  # of a zip archive: Python keeps about 500 bytes for each
+_LARGEST = 1 << 56  # numbers; NumPy counts bytes in 63 bits, of empty arrays too
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _CURE = "Save its tensors alone, where it was made: torch.save(model.state_dict(), path)"
 
@@ -95,8 +96,9 @@ def _tensor(
     shape, strides = _sizes(shape, "shape"), _sizes(strides, "strides")
     if len(shape) != len(strides):
         raise pickle.UnpicklingError(f"a tensor of {len(shape)} sizes and {len(strides)} strides")
-    count = math.prod(shape)
-    if count:
+    if math.prod(max(size, 1) for size in shape) >= _LARGEST:
+        raise pickle.UnpicklingError(f"a tensor of shape {shape}, larger than any memory")
+    if 0 not in shape:
         end = start + sum((size - 1) * stride for size, stride in zip(shape, strides)) + 1
         if end > storage.length:
             raise pickle.UnpicklingError(f"a tensor of shape {shape} that ends {end - storage.length} numbers too late")
