@@ -320,6 +320,88 @@ ROWS = [
         2,
     ),
     Row(
+        "optimizer: unknown",
+        lambda s: train(s.config(), "Optimizer.name=AdamWW"),
+        "Optimizer.name: unknown optimizer 'AdamWW'. Did you mean 'AdamW'?",
+        2,
+    ),
+    Row(
+        "optimizer: an argument that it does not take",
+        lambda s: train(s.config(), "Optimizer.name=Lion"),
+        "Optimizer.momentum: unknown argument. Known: beta1, beta2",
+        2,
+    ),
+    Row(
+        "optimizer: two kinds of clipping",
+        lambda s: train(s.config(), "Optimizer.clip_norm=1", "Optimizer.clip_adaptive=0.01"),
+        "Optimizer.clip_adaptive: stands beside Optimizer.clip_norm; give one of the two",
+        2,
+    ),
+    Row(
+        "optimizer: no decay for a name that no parameter has",
+        lambda s: train(s.config(), "Optimizer.no_weight_decay_name=wieght"),
+        "Optimizer.no_weight_decay_name: 'wieght' is in no parameter's name. Did you mean 'weight'?",
+        2,
+    ),
+    Row(
+        "schedule: a floor above its peak",
+        lambda s: train(s.config(), "Optimizer.lr.eta_min=1"),
+        "Optimizer.lr: eta_min: expected 0 to learning_rate (0.05), got 1.0",
+        2,
+    ),
+    Row(
+        "schedule: a plateau of what evaluations do not count",
+        lambda s: train(s.config(), "Optimizer.lr={name: Plateau, learning_rate: 0.1, metric: top2}"),
+        "Optimizer.lr.metric: evaluations have no 'top2'. Did you mean 'top5'?",
+        3,
+    ),
+    Row(
+        "freezing: a pattern that matches nothing",
+        lambda s: train(s.config(), "Freeze.layers=[stme]"),
+        "Freeze.layers: 'stme' matches no layer group and no parameter. Did you mean 'stem'?",
+        2,
+    ),
+    Row(
+        "freezing: nothing left to train",
+        lambda s: train(s.config(), "Freeze.layers='*'"),
+        "Freeze: nothing is left to train in epoch 1",
+        2,
+    ),
+    Row(
+        "freezing: thawing without freezing",
+        lambda s: train(s.config(), "Freeze.unfreeze_every=2"),
+        "Freeze.unfreeze_every: nothing is frozen; add Freeze.layers, Freeze.until or Freeze.all_but_head",
+        2,
+    ),
+    Row(
+        "teacher: without weights",
+        lambda s: train(s.config(), "Distill={teacher: {name: MicroNet_M0}}"),
+        "Distill.weights: missing; a teacher without trained weights teaches nothing",
+        2,
+    ),
+    Row(
+        "teacher: of another number of classes",
+        lambda s: train(
+            s.lists(s.good_lines()),
+            "Arch.class_num=4",
+            f"Distill={{teacher: {{name: MicroNet_M0}}, weights: {s.trained}/best_model}}",
+        ),
+        "best_model knows 3 classes, this run has 4; a teacher answers in the classes of the run",
+        2,
+    ),
+    Row(
+        "averaging: fewer checkpoints than asked for",
+        lambda s: ["tools/average.py", "-c", s.config(), "--out", s.root / "mean"],
+        "holds 0 checkpoints of whole epochs, --last asks for 5",
+        2,
+    ),
+    Row(
+        "range test: rates that do not rise",
+        lambda s: ["tools/find_lr.py", "-c", s.config(), "--first", 1, "--last", 0.1],
+        "--first and --last: expected rates with 0 < first < last, got 1 and 0.1",
+        2,
+    ),
+    Row(
         "checkpoint: of another optimizer",
         lambda s: train(
             s.config(), f"Global.checkpoints={s.trained}/latest", "Optimizer.name=SGD", "Optimizer.momentum="
