@@ -1,7 +1,7 @@
 """Training and evaluation, read from top to bottom.
 
 `train` sets a run up (or takes up a saved one), then alternates `train_epoch`, `evaluate_and_keep_best` and saving
-until the last epoch. How a run is built and saved stands in `run.py`.
+until the last epoch. How a run is built stands in `run.py`, how it is saved in `saving.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from ppcls_ext.errors import RunFailed
 from ppcls_ext.log import RunLog, joined
 from ppcls_ext.meter import Answers, Meter
 from ppcls_ext.optim import evaluation_weights
-from ppcls_ext.run import Run, build_run, choose_seed, describe_run, equalise, finish, rate_now, save
+from ppcls_ext.run import Run, build_run, choose_seed, describe_run, finish, rate_now
+from ppcls_ext.saving import equalise, save, take_up
 
 SELECTING = ("top", "mAP", "F1", "AccuracyScore")  # how names of metrics begin that are better when larger
 
@@ -68,8 +69,10 @@ def train(config: Config) -> dict[str, float]:
     # Names of parameters and of the optimizer's slots must not depend on what else this process has built.
     with unique_name.guard():
         run = build_run(config, log, folder, seed, saved)
-        del saved  # weights, optimizer and average are in the run now
         try:
+            if saved is not None:
+                take_up(run, saved)
+                del saved  # weights, optimizer and average are in the run now
             with signals_ask(run):
                 describe_run(run)
                 result = train_epochs(run)

@@ -1,8 +1,4 @@
-"""The state of a training run: how it is set up, saved, and taken up again.
-
-A run's state is its weights, the optimizer's state and a position; everything random is a function of
-(seed, epoch, sample index) or (seed, step, rank). So a run that is taken up ends with the bits of an unbroken one.
-"""
+"""A training run: what it consists of, how it is set up and described."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +18,13 @@ import paddle
 
 from ppcls_ext import config as configuration
 from ppcls_ext import distributed
-from ppcls_ext.checkpoint import Checkpoint, member, save_set, write_file
+from ppcls_ext.checkpoint import Checkpoint, write_file
 from ppcls_ext.config import Config, FreezeOptions, Split
 from ppcls_ext.criteria import train_losses, train_metrics
 from ppcls_ext.data.class_map import CLASS_MAP, write_class_map
 from ppcls_ext.data.loader import Loader
 from ppcls_ext.device import Precision
-from ppcls_ext.errors import Refused, RunFailed
+from ppcls_ext.errors import Refused
 from ppcls_ext.freezing import NEVER, Freezing
 from ppcls_ext.layers import SyncBatchNorm, convert_sync_batchnorm
 from ppcls_ext.log import RunLog
@@ -38,17 +34,11 @@ from ppcls_ext.optim import (
     WeightAverage,
     build_optimizer,
     create_states,
-    evaluation_weights,
-    load_optimizer_state,
     make_clip,
-    optimizer_state,
 )
 from ppcls_ext.registry import BACKBONES, DATASETS, SAMPLERS, SCHEDULES
 from ppcls_ext.report.curves import draw_curves
-from ppcls_ext.weights import fit_weights, graph_of, read_metadata, state_arrays
-
-# `latest.ema.pdparams`; `best_model_ema` is a set of its own, whose files must have other names.
-EMA_MEMBER = ".ema.pdparams"
+from ppcls_ext.weights import fit_weights, read_metadata
 
 
 @dataclass
@@ -93,7 +83,7 @@ class Run:
 
 
 def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Checkpoint | None) -> Run:
-    """Everything a run needs, at the beginning or where `saved` stopped."""
+    """Everything a run needs, at its beginning; `saving.take_up` puts it where `saved` stopped."""
     options, world = config.Global, distributed.world_size()
     loader = build_train_loader(config, saved.metadata.get("class_names") if saved else None, seed)
     dataset = loader.dataset
@@ -121,7 +111,7 @@ def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Check
     create_states(optimizer)
     # Of layers that thaw later it must not wait for gradients before; made anew in mid-run it would crash.
     replica = paddle.DataParallel(network, find_unused_parameters=freezing.thaws()) if world > 1 else network
-    run = Run(
+    return Run(
         config=config,
         log=log,
         folder=folder,
@@ -143,9 +133,6 @@ def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Check
         class_names=dataset.class_names,
         position=Position(),
     )
-    if saved is not None:
-        take_up(run, saved)
-    return run
 
 
 def build_network(config: Config, num_classes: int) -> paddle.nn.Layer:
@@ -271,132 +258,6 @@ def refuse_batches_of_one(network: paddle.nn.Layer, plan: list[np.ndarray]) -> N
                 "DataLoader.Train.sampler: the last batch of an epoch would hold one image, which the batch norm of "
                 "this network's head cannot train on; set drop_last: True or another batch_size"
             )
-
-
-def equalise(run: Run) -> None:
-    """Make the batch-norm statistics of all ranks, each of its own images, their mean."""
-    distributed.equalise_statistics(run.network.state_dict())
-    if run.average is not None:
-        distributed.equalise_statistics(run.average.shadow)
-
-
-def save(run: Run, name: str) -> None:
-    """Write the set `<folder>/<name>.{pdparams,pdopt,pdstates}`; rank 0 writes, the others do not time out."""
-    equalise(run)
-    tensors: dict[str, dict[str, np.ndarray]] = {}
-    if distributed.rank() == 0:
-        with evaluation_weights(run.optimizer):
-            weights = state_arrays(run.network)
-        averaged = {**weights, **run.average.state()} if run.average is not None else {}
-        if name == "best_model_ema":  # for use, not for taking up
-            tensors[".pdparams"] = averaged
-        else:
-            tensors[".pdparams"] = weights
-            tensors[".pdopt"] = optimizer_state(run.optimizer, run.network)
-            if averaged:
-                tensors[EMA_MEMBER] = averaged
-    previous = run.folder / "previous" if name == "latest" else None
-    states, metadata = states_of(run), metadata_of(run)
-
-    def write() -> None:
-        broken = [key for key, array in tensors[".pdparams"].items() if not np.isfinite(array).all()]
-        if broken:
-            # a step's loss is computed before its update: the update may be what broke them
-            raise RunFailed(
-                f"weights that are not finite after step {run.position.global_step} ({broken[0]} and {len(broken) - 1} "
-                f"more tensors); nothing of them is saved, the last checkpoint is {run.last_saved or 'none yet'}"
-            )
-        save_set(run.folder / name, tensors, states, metadata, keep_previous=previous)
-
-    distributed.first_does(write)
-    if name == "latest":
-        run.last_saved = run.folder / name
-
-
-def states_of(run: Run) -> dict[str, Any]:
-    """What besides tensors a run needs to go on."""
-    return {
-        **asdict(run.position),
-        "seed": run.seed,
-        "scaler": run.precision.scaler_state(),
-        "plan": plan_of(run),
-        "optimizer": run.config.Optimizer.name,
-        "schedule": {"name": run.config.Optimizer.lr.name, **run.schedule.state()},
-    }
-
-
-def plan_of(run: Run) -> dict[str, int]:
-    """What must stay the same for the rest of an epoch to be the rest of that epoch."""
-    return {
-        "images": len(run.train_loader.dataset),
-        "steps_per_epoch": run.steps_per_epoch,
-        "batch_size": run.config.DataLoader.Train.sampler.arguments.get("batch_size", 1),
-        "processes": distributed.world_size(),
-        "update_freq": run.config.Global.update_freq,
-    }
-
-
-def metadata_of(run: Run) -> dict[str, Any]:
-    """What every weights file says of itself."""
-    arch = run.config.Arch
-    return {
-        "arch": arch.name,
-        "num_classes": run.network.num_classes,
-        "in_channels": arch.in_channels,
-        "arguments": arch.arguments,
-        "class_names": run.class_names,
-        "graph": graph_of(run.network),
-    }
-
-
-def take_up(run: Run, saved: Checkpoint) -> None:
-    """Put the run where `saved` stopped."""
-    if saved.metadata["arch"] != run.config.Arch.name:
-        raise Refused(
-            f"{saved.prefix} is a {saved.metadata['arch']}; the configuration's Arch is {run.config.Arch.name}"
-        )
-    if ".pdopt" not in saved.tensors:
-        raise Refused(f"{saved.prefix} holds weights only; take a run up from latest, best_model or epoch_N")
-    states = dict(saved.states)
-    if states.pop("optimizer") != run.config.Optimizer.name:
-        raise Refused(
-            f"{saved.prefix} was trained with {saved.states['optimizer']}, the configuration's Optimizer is "
-            f"{run.config.Optimizer.name}; start from its weights alone with -o Global.pretrained_model={saved.prefix}"
-        )
-    plan, now = states.pop("plan"), plan_of(run)
-    changed = [f"{name} was {plan[name]}, is {now[name]}" for name in now if plan[name] != now[name]]
-    if changed and states["step"]:
-        raise Refused(
-            f"{saved.prefix} stopped within epoch {states['epoch']}; its rest can only be taken up with the same data: "
-            + "; ".join(changed)
-        )
-    if changed:
-        run.log.warning(f"taken up with changes: {'; '.join(changed)}; the run goes on, but not as one unbroken")
-    report = fit_weights(run.network, member(saved.prefix, ".pdparams"), strict=True)
-    run.log.info(report.summary())
-    load_optimizer_state(run.optimizer, run.network, saved.tensors[".pdopt"])
-    if run.average is not None and EMA_MEMBER in saved.tensors:
-        run.average.load(saved.tensors[EMA_MEMBER])
-    elif run.average is not None:
-        run.log.warning(f"{saved.prefix} holds no averaged weights: the average begins anew")
-        run.average = WeightAverage(run.network, run.average.decay, run.average.warmup)
-    elif EMA_MEMBER in saved.tensors:
-        run.log.warning(f"{saved.prefix} holds averaged weights, which are left behind: the configuration has no EMA")
-    scaler = states.pop("scaler")
-    if run.precision.scaler and scaler:
-        run.precision.scaler.load_state_dict(scaler)
-    schedule = states.pop("schedule", {})
-    if run.schedule.state() and schedule.pop("name", None) == run.config.Optimizer.lr.name:
-        run.schedule.load(schedule)
-    states.pop("seed")
-    run.position = Position(**states)
-    run.last_saved = saved.prefix
-    if changed:  # the learning rate is a function of the step: count in steps of now
-        run.position.global_step = (run.position.epoch - 1) * run.steps_per_epoch
-    run.log.info(
-        f"taken up from {saved.prefix}: epoch {run.position.epoch}, step {run.position.step}, "
-        f"{run.position.global_step} steps done, best metric {run.position.best or 'none yet'}"
-    )
 
 
 def describe_run(run: Run) -> None:

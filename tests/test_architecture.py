@@ -18,7 +18,19 @@ LAYERS = [
     {"losses", "metrics", "optim", "backbones", "weights", "device", "models", "paddleclas"},
     {"data"},
     {"report"},
-    {"objective", "freezing", "criteria", "meter", "run", "engine", "trained", "export", "lr_range", "averaging"},
+    {
+        "objective",
+        "freezing",
+        "criteria",
+        "meter",
+        "run",
+        "saving",
+        "engine",
+        "trained",
+        "export",
+        "lr_range",
+        "averaging",
+    },
     {"cli"},
 ]
 # On top of the table of backbones stand the few names of `import ppcls_ext`.

@@ -187,13 +187,13 @@ def test_a_save_that_takes_longer_than_a_collective_may_does_not_end_the_run(
     done = launch(f"""
 def main():
     cli.import_paddle()
-    from ppcls_ext import config, engine, run
-    real = run.save_set
+    from ppcls_ext import config, engine, saving
+    real = saving.save_set
     def slow(prefix, *rest, **more):
         if prefix.name == "epoch_1":
             time.sleep(40)
         real(prefix, *rest, **more)
-    run.save_set = slow
+    saving.save_set = slow
     engine.train(config.load({str(path)!r}, ["Global.epochs=1"], ["Train"]))
 """)
     assert done.returncode == 0, shown(done)[-3000:]
