@@ -219,7 +219,13 @@ def test_paddleclas_files_of_micronet_load_unchanged(shared: Path) -> None:
         assert loaded.Arch.class_num == 1000
         ours = config.load(Path(__file__).parent.parent / "configs" / f"{path.stem.lower()}.yaml")
         assert ours.Optimizer == loaded.Optimizer
-        assert ours.Infer.transforms == loaded.Infer.transforms or path.stem != "MicroNet_M3"
+        if path.stem == "MicroNet_M3":
+            # ours rounds sizes as the authors' evaluation does
+            rounding = {"rounding": "torchvision"}
+            for operator in ("ResizeImage", "CropImage"):
+                [theirs] = [op[operator] for op in loaded.Infer.transforms if operator in op]
+                [own] = [op[operator] for op in ours.Infer.transforms if operator in op]
+                assert own == theirs | rounding
 
 
 def test_the_command_line_prints_the_resolved_configuration(write_config: Write) -> None:
