@@ -91,9 +91,10 @@ def total_batch(config: Any, command: str) -> int:
     return per_process * gpus_of(command) * config.Global.update_freq
 
 
-def augmentation(dataset: dict[str, Any], epsilon: float | None) -> str:
+def augmentation(split: Any, epsilon: float | None) -> str:
     """The random operators of a training split, in a few words."""
-    words = []
+    dataset = split.dataset.arguments
+    words = ["each image 3 times"] if split.sampler.name == "RepeatedAugSampler" else []
     for entry in dataset["transform_ops"]:
         [(name, arguments)] = entry.items()
         if name not in PREPARING:
@@ -120,7 +121,7 @@ def recipe_row(name: str, path: Path, loaded: Any) -> str:
     schedule = f"{rate:g} {loaded.Optimizer.lr.name}" + (f", warm-up {warmup:g}" if warmup else "")
     cells = (
         *(name, loaded.Global.epochs, total_batch(loaded, command), loaded.Optimizer.name, schedule),
-        augmentation(loaded.DataLoader.Train.dataset.arguments, loaded.Loss.Train[0].arguments.get("epsilon")),
+        augmentation(loaded.DataLoader.Train, loaded.Loss.Train[0].arguments.get("epsilon")),
         *(known.top1, "; ".join(known.source.split("; ")[:2]), f"[{path.name}](../configs/{path.name})"),
     )
     return "| " + " | ".join(map(str, cells)) + " |"
