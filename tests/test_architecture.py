@@ -30,6 +30,7 @@ LAYERS = [
         "export",
         "lr_range",
         "averaging",
+        "preview",
     },
     {"cli"},
 ]
