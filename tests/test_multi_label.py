@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from conftest import small_config
+from conftest import run_tool, small_config
 
 from ppcls_ext import config, engine
 from ppcls_ext.data.multi_label import read_multi_label_list
@@ -121,3 +121,19 @@ def test_metrics_and_losses_of_one_label_are_refused_for_several(several: Callab
         with pytest.raises(Refused) as refused:
             config.load(several(), [override], ["Train"])
         assert message in str(refused.value)
+
+
+@pytest.mark.slow
+def test_two_processes_mix_each_its_own_batch_and_find_the_metrics_of_one(
+    several: Callable[..., Path], tmp_path: Path
+) -> None:
+    mixing = "DataLoader.Train.dataset.batch_transform_ops=[{Mixup: {mode: elem, cutmix_alpha: 1.0}}]"
+    path = several()
+    done = run_tool("tools/train.py", "-c", path, "-o", mixing, "Global.epochs=2", processes=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    loaded = config.load(path)
+    records = [record for record in read_metrics(loaded.output_folder()) if record["kind"] == "eval"]
+    weights = f"Global.pretrained_model={loaded.output_folder()}/latest"
+    alone = evaluate_trained(config.load(path, [weights], ["Eval"]))
+    for name in ("mAP", "F1", "F1_micro", "loss"):
+        assert alone[name] == pytest.approx(records[-1][name], abs=1e-5)
