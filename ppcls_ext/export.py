@@ -19,6 +19,7 @@ import yaml
 
 from ppcls_ext.checkpoint import file_digest, sync_folder, write_file
 from ppcls_ext.config import Config
+from ppcls_ext.criteria import has_several_labels
 from ppcls_ext.device import choose_device
 from ppcls_ext.errors import Refused, RunFailed
 from ppcls_ext.prediction import find_images
@@ -60,6 +61,8 @@ def export(config: Config, probe: bool = True) -> Exported:
 
     Raises `Refused` without weights, transforms or real images, `RunFailed` when the static model differs.
     """
+    if has_several_labels(config.DataLoader.Train) or config.Infer.PostProcess.name != "Topk":
+        raise Refused("images with several labels: their networks are not exported yet; tools/infer.py predicts")
     choose_device("cpu")
     network, metadata, loaded = load_trained(config)
     if not config.Infer.transforms:

@@ -41,15 +41,23 @@ def find_images(given: str | list[str]) -> list[Path]:
     return found
 
 
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Each class's own probability, for images with several labels."""
+    return 1 / (1 + np.exp(-logits.astype(np.float64)))
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """(N, C) -> (N, C), rows that sum to 1."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def answer(probabilities: np.ndarray, file_name: str, topk: int, class_names: list[str] | None) -> dict[str, Any]:
-    """The `topk` best classes of one image, (C,) probabilities; equal ones in the order of their index."""
+def answer(
+    probabilities: np.ndarray, file_name: str, topk: int, class_names: list[str] | None, threshold: float = 0.0
+) -> dict[str, Any]:
+    """The `topk` best classes of one image, (C,) probabilities, that exceed `threshold`; equal ones by their index."""
     order = np.argsort(-probabilities, kind="stable")[:topk].tolist()
+    order = [index for index in order if threshold == 0 or probabilities[index] > threshold]
     result = {
         "class_ids": order,
         "scores": [round(float(probabilities[index]), 5) for index in order],
@@ -67,10 +75,11 @@ def predict_files(
     batch_size: int,
     topk: int,
     class_names: list[str] | None,
+    threshold: float = 0.0,
 ) -> Iterator[tuple[list[dict[str, Any]], dict[str, str]]]:
     """Batch by batch: (answers, {file: why it could not be read}). One bad image does not lose the others.
 
-    `probabilities_of` maps float32 (N, C, H, W) to (N, classes).
+    `probabilities_of` maps float32 (N, C, H, W) to (N, classes); answers of at most `threshold` are left out.
     """
     for first in range(0, len(files), batch_size):
         images, names, failed = [], [], {}
@@ -83,7 +92,7 @@ def predict_files(
             except DecodeError as error:
                 failed[str(path)] = f"cannot be decoded: {error}"
         rows = probabilities_of(np.stack(images)) if images else np.zeros((0, 0), np.float32)
-        yield [answer(row, name, topk, class_names) for row, name in zip(rows, names)], failed
+        yield [answer(row, name, topk, class_names, threshold) for row, name in zip(rows, names)], failed
 
 
 def print_answers(batches: Iterable[tuple[list[dict[str, Any]], dict[str, str]]]) -> int:

@@ -18,7 +18,7 @@ from ppcls_ext.device import choose_device, device_lines
 from ppcls_ext.engine import averages_of, evaluate
 from ppcls_ext.errors import Refused
 from ppcls_ext.log import RunLog, joined
-from ppcls_ext.prediction import find_images, predict_files, softmax
+from ppcls_ext.prediction import find_images, predict_files, sigmoid, softmax
 from ppcls_ext.run import build_eval_loader, build_network
 from ppcls_ext.transforms import build_transforms
 from ppcls_ext.weights import fit_weights, read_metadata
@@ -73,19 +73,22 @@ def predict(config: Config) -> Iterator[tuple[list[dict[str, Any]], dict[str, st
     choose_device(config.Global.device)
     network, metadata, loaded = load_trained(config)
     RunLog().info(loaded)
-    infer = config.Infer
+    infer, arguments = config.Infer, config.Infer.PostProcess.arguments
+    several = infer.PostProcess.name == "MultiLabelThreshOutput"
 
     @paddle.no_grad()
     def probabilities(images: np.ndarray) -> np.ndarray:
-        return softmax(network(paddle.to_tensor(images)).astype("float32").numpy())
+        logits = network(paddle.to_tensor(images)).astype("float32").numpy()
+        return sigmoid(logits) if several else softmax(logits)
 
     yield from predict_files(
         find_images(infer.infer_imgs),
         build_transforms(infer.transforms, config.Arch.in_channels),
         probabilities,
         infer.batch_size,
-        infer.PostProcess.arguments.get("topk", 5),
+        network.num_classes if several else arguments.get("topk", 5),
         class_names_of(config, metadata, network.num_classes),
+        arguments.get("threshold", 0.5) if several else 0.0,
     )
 
 

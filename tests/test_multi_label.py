@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from ppcls_ext.errors import Refused
 from ppcls_ext.log import read_metrics
 from ppcls_ext.metrics import AccuracyScore, HammingDistance, MultiLabelF1, MultiLabelMAP
 from ppcls_ext.metrics.multilabel import average_precision
-from ppcls_ext.trained import evaluate_trained
+from ppcls_ext.trained import evaluate_trained, load_trained
+from ppcls_ext.transforms import build_transforms
 
 Write = Callable[..., Path]
 RNG = np.random.default_rng(2)
@@ -121,6 +123,29 @@ def test_metrics_and_losses_of_one_label_are_refused_for_several(several: Callab
         with pytest.raises(Refused) as refused:
             config.load(several(), [override], ["Train"])
         assert message in str(refused.value)
+
+
+def test_prediction_answers_with_every_label_above_the_threshold(
+    several: Callable[..., Path], run_here: Callable[..., tuple[int, str, str]], pictures: Path
+) -> None:
+    path = several()
+    loaded = config.load(path, ["Global.epochs=1"], ["Train"])
+    engine.train(loaded)
+    weights = f"Global.pretrained_model={loaded.output_folder()}/latest"
+    status, _, errors = run_here("tools/infer.py", "-c", path, "-o", weights)
+    assert status == 2 and "Infer.PostProcess.name: Topk, but MultiLabelDataset has labels for MultiLabel" in errors
+    asked = "Infer.PostProcess={name: MultiLabelThreshOutput, threshold: 0.3}"
+    status, output, errors = run_here("tools/infer.py", "-c", path, "-o", weights, asked)
+    assert status == 0, errors
+    answers = ast.literal_eval(output.splitlines()[-1])
+    network, *_ = load_trained(config.load(path, [weights, asked], ["Infer"]))
+    pipeline = build_transforms(loaded.Infer.transforms)
+    for answer in answers:
+        logits = network(paddle.to_tensor(pipeline(Path(answer["file_name"]).read_bytes())[None])).numpy()[0]
+        expected = {index for index in range(4) if 1 / (1 + np.exp(-logits[index])) > 0.3}
+        assert set(answer["class_ids"]) == expected and min(answer["scores"], default=1) > 0.3
+    status, _, errors = run_here("tools/export_model.py", "-c", path, "-o", weights, asked)
+    assert status == 2 and "images with several labels: their networks are not exported yet" in errors
 
 
 @pytest.mark.slow

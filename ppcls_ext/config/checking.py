@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from ppcls_ext import registry
 from ppcls_ext.config.components import POSTPROCESSES, PROGRAM_ARGUMENTS, REGULARIZERS
-from ppcls_ext.config.fit import fit_problems
+from ppcls_ext.config.fit import answer_problems, fit_problems
 from ppcls_ext.config.sections import (
     AmpOptions,
     ArchOptions,
@@ -325,6 +325,8 @@ class Check:
         )
         if not self.problems:
             self.problems += fit_problems(config["Loss"], config["Metric"], config["DataLoader"])
+            if "Infer" in self.needs:
+                self.problems += answer_problems(config["Infer"].PostProcess.name, config["DataLoader"])
         if "Train" in self.needs:
             self.run(options, config["DataLoader"])
             if not config["Loss"].Train:

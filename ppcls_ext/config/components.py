@@ -30,7 +30,14 @@ def l2(coeff: Annotated[float, Field(ge=0)] = 0.0) -> float:
 
 @POSTPROCESSES.register("Topk")
 def topk(topk: Positive = 5, class_id_map_file: InputFile | None = None) -> None:
-    """The one post-processing there is: the `topk` best classes, named by `class_id_map_file` ("index name" lines)."""
+    """The `topk` best classes, named by `class_id_map_file` ("index name" lines)."""
+
+
+@POSTPROCESSES.register("MultiLabelThreshOutput")
+def multi_label(
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5, class_id_map_file: InputFile | None = None
+) -> None:
+    """Every class whose own probability exceeds `threshold`, for images with several labels."""
 
 
 def build(table: Registry, component: Component, **program_arguments: Any) -> Any:

@@ -16,6 +16,18 @@ def fit_problems(losses: Terms, metrics: Terms, loaders: Splits) -> list[str]:
     return [*_labels(losses, metrics, loaders), *_smoothing(losses, loaders.Train), *_places(losses, metrics)]
 
 
+def answer_problems(process: str, loaders: Splits) -> list[str]:
+    """Whether prediction answers in the kind of labels that the network has learnt."""
+    known = [split for split in (loaders.Train, loaders.Eval) if split is not None]
+    several = {DATASETS[split.dataset.name].several_labels for split in known}
+    fitting = {True: "MultiLabelThreshOutput", False: "Topk"}
+    right = fitting[several.pop()] if len(several) == 1 else process
+    if process != right:
+        place, name = "Infer.PostProcess.name", known[0].dataset.name
+        return [f"{place}: {process}, but {name} has labels for {right}: -o Infer.PostProcess={{name: {right}}}"]
+    return []
+
+
 def _labels(losses: Terms, metrics: Terms, loaders: Splits) -> Iterator[str]:
     """One label per image, or several: the data, the losses and the metrics agree."""
     for split_name, split in (("Train", loaders.Train), ("Eval", loaders.Eval)):
