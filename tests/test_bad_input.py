@@ -17,6 +17,11 @@ from pathlib import Path
 
 import pytest
 from conftest import TRAIN_OPS, small_config, write_pictures
+from torch_writer import Call, Name, Storages, zip_file
+
+from ppcls_ext import create_model
+from ppcls_ext.checkpoint import save_tensors
+from ppcls_ext.weights import graph_of, state_arrays
 
 DESCRIPTION = "Global: {}\nPreProcess: {}\nPostProcess: {}\nDigests: {inference.pdiparams: 0}\n"
 PAGE = Path(__file__).resolve().parent.parent / "docs/bad_input.md"
@@ -130,6 +135,22 @@ def malicious(scene: Scene) -> list[object]:
 
     (scene.root / "bad.pdparams").write_bytes(pickle.dumps({"weight": Attack()}))
     return evaluate(scene, f"Global.pretrained_model={scene.root}/bad.pdparams", "Arch.class_num=3")
+
+
+def with_a_namespace(scene: Scene) -> list[object]:
+    content = {"state_dict": {}, "args": Call(Name("argparse", "Namespace"))}
+    (scene.root / "bad.pth").write_bytes(zip_file(content, Storages()))
+    return evaluate(scene, f"Global.pretrained_model={scene.root}/bad.pth", "Arch.class_num=3")
+
+
+def with_the_other_padding(scene: Scene) -> list[object]:
+    sizes = {"widths": [4, 4, 4], "depths": [1], "kernels": [3], "strides": [1], "expansions": [1]}
+    network = create_model("EfficientNet", num_classes=3, padding="symmetric", **sizes)
+    save_tensors(scene.root / "x.pdparams", state_arrays(network), {"graph": graph_of(network)})
+    arch = [f"Arch.{name}={value}" for name, value in sizes.items()]
+    return evaluate(
+        scene, f"Global.pretrained_model={scene.root}/x", "Arch.name=EfficientNet", "Arch.class_num=3", *arch
+    )
 
 
 def one_bad_image(scene: Scene) -> list[object]:
@@ -446,6 +467,18 @@ ROWS = [
         2,
     ),
     Row("weights: a pickle that would run code", malicious, "which is neither a tensor nor a container", 2),
+    Row(
+        "weights: a PyTorch checkpoint with more than tensors",
+        with_a_namespace,
+        "it names argparse.Namespace, which is neither a tensor nor a container. Save its tensors alone",
+        2,
+    ),
+    Row(
+        "weights: of an EfficientNet with the other padding",
+        with_the_other_padding,
+        "was trained with padding='symmetric' (it says so), the network has padding='same'",
+        2,
+    ),
     Row(
         "prediction: one bad image among good ones (the others are answered)",
         one_bad_image,

@@ -85,7 +85,7 @@ NAMES = [
     *(f"ResNeXt{size}" for size in ("50_32x4d", "50_64x4d", "101_32x4d", "101_64x4d", "152_32x4d", "152_64x4d")),
     *(f"ResNeXt{size}" for size in ("50_vd_32x4d", "50_vd_64x4d", "101_vd_32x4d", "101_vd_64x4d")),
     *("ResNeXt152_vd_32x4d", "ResNeXt152_vd_64x4d", "ResNet50", "VGG16", "DenseNet121"),
-    *("ViT_small_patch16_224", "ViT_base_patch16_224"),
+    "ViT_base_patch16_224",  # its ViT_small is another network: 8 blocks of 768 channels
 ]
 
 

@@ -384,6 +384,23 @@ TYPE = b"cnumpy\ndtype\n(X\x02\x00\x00\x00%sI00\nI01\ntR"
         (assembled(b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x05\x00\x00\x00rot13tR"), "text in the encoding 'rot13'"),
         (assembled(b"cbuiltins\neval\n(X\x01\x00\x00\x001tR"), "it names builtins.eval"),
         (assembled(b"cnumpy\nload\n(X\x01\x00\x00\x001tR"), "it names numpy.load"),
+        (
+            assembled(b"})" + b"2\x86" * 60 + b"Ns"),
+            "a dictionary with a key that is no text",
+        ),
+        (assembled(b"\x8b\x00\x00\x01\x00" + bytes(65536)), "an integer of 65536 bytes"),
+        (assembled(b"}0" * 1_000_001), "it takes more than 2000000 steps"),
+        (
+            assembled(
+                b"X\x00\x00\x10\x00" + b"x" * (1 << 20) + b"q\x00",
+                b"0c_codecs\nencode\n(h\x00X\x06\x00\x00\x00latin1tR" * 20,
+            ),
+            "it copies more than it holds",
+        ),
+        (assembled(b"h\x07"), "it recalls what it has not stored"),
+        (assembled(b"0"), "it takes what it has not put there"),
+        (assembled(b"\x82\x01"), "byte 2 is 0x82, which no file of tensors has there"),
+        (assembled(b"X\xff\xff\xff\xff"), "it ends too early: 4294967295 bytes expected, 1 there"),
         (b"\x80\x04\x8e" + (1 << 60).to_bytes(8, "little") + b"abc.", "cannot be read as tensors"),
         (b"\x80\x05\x96" + (1 << 60).to_bytes(8, "little") + b"abc.", "cannot be read as tensors"),
     ],
