@@ -1,7 +1,7 @@
 """The mean of several checkpoints of one network (stochastic weight averaging, arXiv 1803.05407).
 
 Batch-norm statistics are not averaged: those of the mean network are other ones, and are measured anew on the training
-images.
+images; of one checkpoint alone, too: one of a schedule-free run has the statistics of another point.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ def average(config: Config, paths: list[str], last: int, out: Path, batches: int
     for line in device_lines(config, choose_device(config.Global.device)):
         log.info(line)
     chosen = paths or newest(config.output_folder(), last)
-    if len(chosen) < 2:
-        raise Refused(f"expected two checkpoints or more to average, got {', '.join(chosen) or 'none'}")
     found = [read_metadata(path) for path in chosen]
     for path, metadata in zip(chosen, found):
         if metadata.get("arch", config.Arch.name) != config.Arch.name:

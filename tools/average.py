@@ -1,6 +1,7 @@
 """Average checkpoints: python tools/average.py -c CONFIG --out output/MicroNet_M0/mean [--last 5 | PREFIX PREFIX ...]
 
-The mean's batch-norm statistics are measured on the training split. The result is for tools/eval.py, infer and export.
+The mean's batch-norm statistics are measured on the training split; of one PREFIX, only they change. The result is for
+tools/eval.py, infer and export.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from ppcls_ext import registry
 from ppcls_ext.config.components import POSTPROCESSES, PROGRAM_ARGUMENTS, REGULARIZERS
-from ppcls_ext.config.fit import answer_problems, fit_problems
+from ppcls_ext.config.fit import answer_problems, fit_problems, optimization_problems
 from ppcls_ext.config.sections import (
     AmpOptions,
     ArchOptions,
@@ -284,17 +284,6 @@ class Check:
         if options.pretrained_model is not None and not self.file_of(options.pretrained_model, ".pdparams"):
             self.say(f"Global.pretrained_model: no such file: {options.pretrained_model} (.pdparams or .safetensors)")
 
-    def optimization(self, config: dict[str, Any]) -> None:
-        """What the optimizer's section and others ask of each other."""
-        optimizer, options = config["Optimizer"], config["Global"]
-        if optimizer is None:
-            return
-        if optimizer.name == "ScheduleFreeAdamW" and config["EMA"] is not None:
-            self.say("EMA: ScheduleFreeAdamW evaluates and saves a mean of the weights already; take EMA out")
-        if registry.SCHEDULES[optimizer.lr.name] is registry.SCHEDULES["Plateau"]:
-            if not options.eval_during_train or config["DataLoader"].Eval is None:
-                self.say("Optimizer.lr: Plateau needs evaluations: Global.eval_during_train=True and DataLoader.Eval")
-
     @staticmethod
     def file_of(path: str, suffix: str) -> bool:
         return Path(path).is_file() or Path(path + suffix).is_file()
@@ -331,7 +320,7 @@ class Check:
             self.run(options, config["DataLoader"])
             if not config["Loss"].Train:
                 self.say("Loss.Train: missing; for example [- CELoss: {weight: 1.0}]")
-            self.optimization(config)
+            self.problems += optimization_problems(config)
             if config["Optimizer"] is None and not raw.get("Optimizer"):
                 self.say("Optimizer: missing; training needs an optimizer and its lr")
         return Config(**config)

@@ -1,11 +1,12 @@
-"""What losses, metrics and data ask of each other."""
+"""What losses, metrics and data ask of each other, and what the optimizer asks of the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ppcls_ext.config.sections import Split, Splits, Terms
-from ppcls_ext.registry import DATASETS, LOSSES, METRICS
+from ppcls_ext.registry import DATASETS, LOSSES, METRICS, SCHEDULES
 
 # Arguments that are computed from the labels of the training split.
 _OF_TRAINING = ("class_weight", "weight_ratio")
@@ -26,6 +27,20 @@ def answer_problems(process: str, loaders: Splits) -> list[str]:
         place, name = "Infer.PostProcess.name", known[0].dataset.name
         return [f"{place}: {process}, but {name} has labels for {right}: -o Infer.PostProcess={{name: {right}}}"]
     return []
+
+
+def optimization_problems(sections: Mapping[str, Any]) -> Iterator[str]:
+    """What optimizer, schedule, teacher and averages ask of each other and of the data; by the names of `Config`."""
+    optimizer, loaders = sections["Optimizer"], sections["DataLoader"]
+    if sections["Distill"] is not None and loaders.Train and DATASETS[loaders.Train.dataset.name].several_labels:
+        yield f"Distill: a teacher answers with one class, images of {loaders.Train.dataset.name} may have several"
+    if optimizer is None:
+        return
+    if optimizer.name == "ScheduleFreeAdamW" and sections["EMA"] is not None:
+        yield "EMA: ScheduleFreeAdamW evaluates and saves a mean of the weights already; take EMA out"
+    evaluates = sections["Global"].eval_during_train and loaders.Eval is not None
+    if SCHEDULES[optimizer.lr.name] is SCHEDULES["Plateau"] and not evaluates:
+        yield "Optimizer.lr: Plateau needs evaluations: Global.eval_during_train=True and DataLoader.Eval"
 
 
 def _labels(losses: Terms, metrics: Terms, loaders: Splits) -> Iterator[str]:
