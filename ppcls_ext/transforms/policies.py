@@ -7,7 +7,7 @@ its `Space`: the policies agree on the operations and differ in their ranges.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -22,8 +22,6 @@ from ppcls_ext.transforms.pictures import OPERATIONS, Canvas
 # operation -> (strength of a share of the strongest, whether it also goes the other way)
 Space = dict[str, tuple[Callable[[float], float], bool]]
 Step = tuple[str, float, float]  # operation, probability, share of the strongest
-
-GREY = [128, 128, 128]
 
 
 def _ninth(*steps: tuple[str, float, int]) -> tuple[Step, ...]:
@@ -172,7 +170,7 @@ class AutoAugment:
     Moved and turned pictures go either way, as in the paper; PaddleClas turns one way only.
     """
 
-    fillcolor: int | list[int] = field(default_factory=GREY.copy)
+    fillcolor: int | list[int] = 128
     policy: Literal["imagenet", "cifar10"] = "imagenet"
     interpolation: str | int = "nearest"
 
@@ -205,7 +203,7 @@ class RandAugment:
 
     num_layers: int = 2
     magnitude: float = 5
-    fillcolor: int | list[int] = field(default_factory=GREY.copy)
+    fillcolor: int | list[int] = 128
     interpolation: str | int = "nearest"
 
     random: ClassVar[bool] = True

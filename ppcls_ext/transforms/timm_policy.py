@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -106,18 +106,19 @@ class TimmAutoAugment:
 
     rand: m magnitude 0 to 10, n operations, mstd its standard deviation from one to the next, inc1 ranges that grow
     with m, w0 weighted choice, p the probability of each operation (0.5). augmix: m, w width, d depth, a alpha.
-    `mean` fills what is beyond the edges; `img_size` is PaddleClas's, and has no effect on shares of a side.
+    `mean` (ImageNet's) fills what is beyond the edges; `img_size` is PaddleClas's; shares of a side need none.
     """
 
     config_str: str = "rand-m9-mstd0.5-inc1"
     interpolation: str | int = "bicubic"
     img_size: int | list[int] = 224
-    mean: list[float] = field(default_factory=IMAGENET_MEAN.copy)
+    mean: list[float] | None = None
 
     random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._kind, self._values = parse_policy(self.config_str)
+        self.mean = list(IMAGENET_MEAN if self.mean is None else self.mean)
         if len(self.mean) not in (1, 3) or not all(0 <= value <= 1 for value in self.mean):
             raise Refused(f"mean: expected one or three numbers from 0 to 1, got {self.mean}")
         fill = tuple(min(255, round(255 * value)) for value in self.mean)
