@@ -226,6 +226,42 @@ ROWS = [
         2,
     ),
     Row(
+        "augmentation: an unknown policy",
+        lambda s: train(s.config(), "DataLoader.Train.dataset.transform_ops.2={AutoAugment: {policy: imagnet}}"),
+        "transform_ops.2.AutoAugment.policy: expected one of 'imagenet', 'cifar10', got 'imagnet'",
+        2,
+    ),
+    Row(
+        "augmentation: an operator where it cannot stand",
+        lambda s: train(s.config(), "DataLoader.Train.dataset.transform_ops.2={RandomErasing: {mode: pixel}}"),
+        "mode: 'pixel' draws colours of mean 0 and deviation 1; move it after NormalizeImage",
+        2,
+    ),
+    Row(
+        "augmentation: an alpha below 0",
+        lambda s: train(s.config(), "DataLoader.Train.dataset.batch_transform_ops=[{MixupOperator: {alpha: -1}}]"),
+        "DataLoader.Train.dataset.batch_transform_ops.0.MixupOperator: alpha: expected a number above 0, got -1",
+        2,
+    ),
+    Row(
+        "augmentation: mixed images in an evaluation",
+        lambda s: train(s.config(), "DataLoader.Eval.dataset.batch_transform_ops=[{MixupOperator: {}}]"),
+        "DataLoader.Eval.dataset.batch_transform_ops: an evaluation never mixes images; it belongs in DataLoader.Train",
+        2,
+    ),
+    Row(
+        "loss: class weights for another number of classes",
+        lambda s: train(s.config(), "Loss.Train.0.CELoss.class_weight=[1, 2]"),
+        "Loss.Train: class_weight: 2 weights for 3 classes",
+        2,
+    ),
+    Row(
+        "loss: one for several labels, where images have one",
+        lambda s: train(s.config(), "Loss.Train=[{MultiLabelLoss: {}}]"),
+        "Loss.Train.0.MultiLabelLoss: takes several labels per image, ClassFolderDataset has one",
+        2,
+    ),
+    Row(
         "configuration: missing file",
         lambda s: train(s.lists(s.good_lines()), "DataLoader.Train.dataset.cls_label_path=no.txt"),
         "DataLoader.Train.dataset.cls_label_path: no such file: no.txt",

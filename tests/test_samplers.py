@@ -109,6 +109,10 @@ def test_what_cannot_be_is_refused(pictures: Path) -> None:
         (lambda: seen(RepeatedAugSampler(8)), "100 images do not make one round of 256; set it to 0"),
         (lambda: RepeatedAugSampler(8, num_repeats=0), "num_repeats: expected at least 1, got 0"),
         (
+            lambda: DATASETS["ClassFolderDataset"](str(pictures / "train"), CROP, image_sizes={0: 8}),
+            "image_sizes: epochs are counted from 1, got 0",
+        ),
+        (
             lambda: DATASETS["ClassFolderDataset"](str(pictures / "train"), CROP[:1], image_sizes={2: 8}),
             "image_sizes: says how large RandCropImage cuts, but transform_ops has none",
         ),

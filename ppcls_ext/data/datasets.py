@@ -78,6 +78,8 @@ class ImageDataset:
         # first epoch -> how images are prepared from it on
         self._pipelines = {0: build_transforms(transform_ops, channels)}
         for first, size in sorted((image_sizes or {}).items()):
+            if first < 1:
+                raise Refused(f"image_sizes: epochs are counted from 1, got {first}")
             self._pipelines[first] = build_transforms(_with_crop_size(transform_ops, size), channels)
         self._batch_operator = build_batch_operator(batch_transform_ops)
         self._paths = paths
