@@ -1,13 +1,15 @@
 """How long one image takes: our networks in Paddle, exported, in ONNX Runtime, and the same networks in PyTorch.
 
-    python benchmarks/latency.py [NETWORK ...] [--threads 2] [--rounds 15] [--batch 1] [--json FILE]
+    python benchmarks/latency.py [NETWORK ...] [--threads 2] [--rounds 15] [--batch 1] [--clock wall] [--json FILE]
 
 Each network is built with fresh weights and exported (RepLKNet merged). Every engine is a process of its own, so that a
 crash is an answer and thread pools do not meet; all stay alive and are asked in turns, one at a time, so that whatever
 else the machine does falls on all of them. A cell is the median and, in brackets, the lowest time; ratios are those of
-the medians to the faster of the two exports. The first engine's answer is what the others are compared with; PyTorch's
-networks (timm, torchvision) have weights of their own. Needed for ONNX Runtime: onnxruntime, paddle2onnx 2.1 and onnx
-1.17; for PyTorch: torch, timm, torchvision. A column whose packages are missing says so.
+the medians to the faster of the two exports. With `--threads 1 --clock processor` the times are those of the processor,
+which on a machine that is busy otherwise are nearest to what a run takes on an idle one. The first engine's answer is
+what the others are compared with; PyTorch's networks (timm, torchvision) have weights of their own. Needed for ONNX
+Runtime: onnxruntime, paddle2onnx 2.1 and onnx 1.17; for PyTorch: torch, timm, torchvision. A column whose packages are
+missing says so.
 """
 
 from __future__ import annotations
@@ -166,7 +168,10 @@ def write_onnx(name: str, folder: Path) -> None:
     paddle2onnx.export(*files, opset_version=17, enable_optimize=False)  # which would install packages
 
 
-def work(step: str, name: str, folder: Path, threads: int) -> None:
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def work(step: str, name: str, folder: Path, threads: int, clock: Callable[[], float]) -> None:
     """A process of the benchmark: `export` and `convert` write files; an engine answers until its input ends.
 
     Every line that it reads is a request; it answers with the milliseconds of one run.
@@ -180,9 +185,9 @@ def work(step: str, name: str, folder: Path, threads: int) -> None:
     np.save(folder / f"{step}.npy", run(images))
     print("READY", flush=True)
     for _ in sys.stdin:
-        began = time.perf_counter()
+        began = clock()
         run(images)
-        print(f"TOOK {1e3 * (time.perf_counter() - began)}", flush=True)
+        print(f"TOOK {1e3 * (clock() - began)}", flush=True)
 
 
 # ------------------------------------------------------------------------------------------------ all of them, in turns
@@ -191,10 +196,11 @@ def work(step: str, name: str, folder: Path, threads: int) -> None:
 class Engine:
     """A process that runs one network in one engine."""
 
-    def __init__(self, engine: str, name: str, folder: Path, threads: int) -> None:
+    def __init__(self, engine: str, name: str, folder: Path, threads: int, clock: str) -> None:
         self.log = folder / f"{engine}.log"
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, __file__, "--work", engine, name, "--folder", str(folder), "--threads", str(threads)]
+        command += ["--clock", clock]
         with open(self.log, "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
@@ -259,7 +265,7 @@ class Timed:
 Result = Timed | str  # or why there is none
 
 
-def measure(name: str, batch: int, threads: int, rounds: int) -> dict[str, Result]:
+def measure(name: str, batch: int, threads: int, rounds: int, clock: str) -> dict[str, Result]:
     """What each engine needs for a run of one network."""
     result: dict[str, Result] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -276,7 +282,7 @@ def measure(name: str, batch: int, threads: int, rounds: int) -> dict[str, Resul
             if unfit.get(engine):
                 result[engine] = unfit[engine]
                 continue
-            started = Engine(engine, name, folder, threads)
+            started = Engine(engine, name, folder, threads, clock)
             if started.line("READY") is None:
                 result[engine] = started.why()
                 continue
@@ -322,19 +328,21 @@ def main() -> int:
     parser.add_argument("--threads", type=cli.positive, default=2)
     parser.add_argument("--rounds", type=cli.positive, default=15)
     parser.add_argument("--batch", type=cli.positive, default=1)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the medians to this file as well")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
-        work(given.work, given.networks[0], given.folder, given.threads)
+        work(given.work, given.networks[0], given.folder, given.threads, CLOCKS[given.clock])
         return 0
-    print(f"batch {given.batch}, {SIZE}x{SIZE}, {given.threads} threads, median ms of {given.rounds} interleaved runs")
+    print(f"batch {given.batch}, {SIZE}x{SIZE}, {given.threads} thread(s), {given.clock} clock")
+    print(f"median (lowest) milliseconds of {given.rounds} runs in turns\n")
     print(f"| network | {' | '.join(HEADS)} | Paddle / export | ONNX Runtime / export | PyTorch / export |")
     print("|---" * (4 + len(HEADS)) + "|")
     results = {}
     for name in given.networks:
-        results[name] = measure(name, given.batch, given.threads, given.rounds)
+        results[name] = measure(name, given.batch, given.threads, given.rounds, given.clock)
         print(row(name, results[name]), flush=True)
     if given.json:
         given.json.write_text(json.dumps(results, indent=1, default=asdict) + "\n", encoding="utf-8")

@@ -27,7 +27,8 @@ def probe_onednn(folder: Path, images: np.ndarray, expected: np.ndarray, allowed
     """What `inference.yml` says under OneDNN: {"enabled": True, "largest_difference": 1e-7, "paddle": "3.3.1"}.
 
     Or {"enabled": False, "reason": ..., "paddle": ...} where it crashed, an answer differed from `expected` (N,
-    classes) by more than `allowed`, or it was not faster. The images are served together, the first alone, and together.
+    classes) by more than `allowed`, or it was not faster. The images are served together, then the first alone, then
+    together again: the batch is dynamic.
     """
     import paddle
 
