@@ -24,6 +24,13 @@ EXIT_REFUSED = 2
 EXIT_FAILED = 3
 EXIT_PARTLY = 4
 
+# Overrides of the tools that read the training split and neither evaluate nor follow a schedule.
+TRAINING_SPLIT_ALONE = [
+    "Global.eval_during_train=False",
+    "Global.early_stopping=null",
+    "Optimizer.lr={name: Constant, learning_rate: 1.0}",
+]
+
 
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser with `-c`, `-o` and `--print-config`; a tool may add its own."""

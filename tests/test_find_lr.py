@@ -33,7 +33,8 @@ def test_a_loss_that_only_rises_asks_for_lower_rates() -> None:
 
 
 def test_the_tool_draws_and_suggests_and_saves_no_weights(write_config: Write, run_here: Run, tmp_path: Path) -> None:
-    path = write_config()
+    lr = {"name": "Plateau", "learning_rate": 1.0, "patience": 1}  # which needs evaluations where it is followed
+    path = write_config(Optimizer={"name": "Momentum", "lr": lr})
     status, output, errors = run_here("tools/find_lr.py", "-c", path, "--steps", 30, "--first", 1e-5, "--last", 0.5)
     assert status == 0, errors
     folder = tmp_path / "output/MicroNet_M0"

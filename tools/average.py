@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="PREFIX", help="where to write the mean")
     parser.add_argument("--batches", type=cli.positive, help="batches for the statistics (default: the whole split)")
     arguments = parser.parse_args()
-    arguments.override.append(["Global.eval_during_train=False", "Global.early_stopping=null"])
+    arguments.override.append(cli.TRAINING_SPLIT_ALONE)
     config = cli.load_config(arguments, needs=["Train"])
     from ppcls_ext.averaging import average
 

@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--last", type=float, default=1.0, help="the highest rate (default: 1)")
     parser.add_argument("--steps", type=cli.positive, default=100, help="optimizer steps at most (default: 100)")
     arguments = parser.parse_args()
-    arguments.override.append(["Global.eval_during_train=False", "Global.early_stopping=null"])
+    arguments.override.append(cli.TRAINING_SPLIT_ALONE)
     config = cli.load_config(arguments, needs=["Train"])
     from ppcls_ext.lr_range import find_lr
 
