@@ -24,7 +24,13 @@ def main() -> int:
     served = ServedModel(arguments.model, arguments.device, arguments.threads, False if arguments.no_onednn else None)
     files, topk = find_images(arguments.images), arguments.topk or served.topk
     batches = predict_files(
-        files, served.pipeline, served.probabilities, arguments.batch_size, topk, served.class_names
+        files,
+        served.pipeline,
+        served.probabilities,
+        arguments.batch_size,
+        topk,
+        served.class_names,
+        served.threshold,
     )
     return cli.EXIT_PARTLY if print_answers(batches) else 0
 

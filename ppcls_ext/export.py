@@ -19,9 +19,9 @@ import yaml
 
 from ppcls_ext.checkpoint import file_digest, sync_folder, write_file
 from ppcls_ext.config import Config
-from ppcls_ext.criteria import has_several_labels
+from ppcls_ext.config.fit import answer_problems
 from ppcls_ext.device import choose_device
-from ppcls_ext.errors import Refused, RunFailed
+from ppcls_ext.errors import Refused, RunFailed, refuse_all
 from ppcls_ext.prediction import find_images
 from ppcls_ext.probe import probe_onednn
 from ppcls_ext.served import DESCRIPTION_FILE, GRAPH_FILES, PARAMETERS_FILE, ServedModel
@@ -33,15 +33,16 @@ ABSOLUTE, RELATIVE = 1e-5, 1e-3
 COMPARED_IMAGES = 8
 
 
-class _WithSoftmax(paddle.nn.Layer):
-    """The network and the softmax that the served model ends with."""
+class _WithProbabilities(paddle.nn.Layer):
+    """The network and what the served model ends with: a softmax, or a sigmoid where an image has several labels."""
 
-    def __init__(self, network: paddle.nn.Layer) -> None:
+    def __init__(self, network: paddle.nn.Layer, several_labels: bool) -> None:
         super().__init__()
         self.network = network
+        self.ending = paddle.nn.Sigmoid() if several_labels else paddle.nn.Softmax(axis=-1)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return paddle.nn.functional.softmax(self.network(x), axis=-1)
+        return self.ending(self.network(x))
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ def export(config: Config, probe: bool = True) -> Exported:
 
     Raises `Refused` without weights, transforms or real images, `RunFailed` when the static model differs.
     """
-    if has_several_labels(config.DataLoader.Train) or config.Infer.PostProcess.name != "Topk":
-        raise Refused("images with several labels: their networks are not exported yet; tools/infer.py predicts")
+    refuse_all(
+        "The configuration cannot be exported", answer_problems(config.Infer.PostProcess.name, config.DataLoader)
+    )
     choose_device("cpu")
     network, metadata, loaded = load_trained(config)
     if not config.Infer.transforms:
@@ -74,7 +76,8 @@ def export(config: Config, probe: bool = True) -> Exported:
             f"Global.image_shape is {config.Global.image_shape}, but Infer.transforms make images of "
             f"{list(images.shape[1:])}: set -o Global.image_shape='{list(images.shape[1:])}' or change the transforms"
         )
-    expected = answers(network, images)
+    model = _WithProbabilities(network, config.Infer.PostProcess.name == "MultiLabelThreshOutput")
+    expected = answers(model, images)
     merged = merge_branches(network)
     folder = Path(config.Global.save_inference_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +85,7 @@ def export(config: Config, probe: bool = True) -> Exported:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
-        write_graph(network, config.Global.image_shape, aside)
+        write_graph(model, config.Global.image_shape, aside)
         class_names = class_names_of(config, metadata, network.num_classes)
         description = describe(config, pipeline, class_names, aside)
         write_description(aside, description)
@@ -96,10 +99,10 @@ def export(config: Config, probe: bool = True) -> Exported:
     return Exported(folder, loaded, merged, files, difference, description["OneDNN"])
 
 
-def answers(network: paddle.nn.Layer, images: np.ndarray) -> np.ndarray:
+def answers(model: paddle.nn.Layer, images: np.ndarray) -> np.ndarray:
     """Probabilities that the network itself gives: (N, C, H, W) -> (N, classes)."""
     with paddle.no_grad():
-        return paddle.nn.functional.softmax(network(paddle.to_tensor(images)), axis=-1).numpy()
+        return model(paddle.to_tensor(images)).numpy()
 
 
 def merge_branches(network: paddle.nn.Layer) -> int | None:
@@ -133,9 +136,8 @@ def real_images(config: Config, pipeline: Pipeline) -> tuple[list[str], np.ndarr
     return [str(file) for file in files], np.stack(images)
 
 
-def write_graph(network: paddle.nn.Layer, image_shape: list[int], folder: Path) -> None:
+def write_graph(model: paddle.nn.Layer, image_shape: list[int], folder: Path) -> None:
     """`inference.json` or `inference.pdmodel`, and `inference.pdiparams`, for any batch size."""
-    model = _WithSoftmax(network)
     model.eval()
     spec = [paddle.static.InputSpec([None, *image_shape], "float32", name="x")]
     paddle.jit.save(paddle.jit.to_static(model, input_spec=spec, full_graph=True), str(folder / "inference"))
@@ -148,11 +150,13 @@ def write_description(folder: Path, description: dict[str, Any]) -> None:
 def describe(config: Config, pipeline: Pipeline, class_names: list[str] | None, folder: Path) -> dict[str, Any]:
     """What `inference.yml` says, before oneDNN was tried."""
     names = [name for name in (*GRAPH_FILES, PARAMETERS_FILE) if (folder / name).is_file()]
-    topk = config.Infer.PostProcess.arguments.get("topk", 5)
+    process = config.Infer.PostProcess
+    given = {"topk": 5} if process.name == "Topk" else {"threshold": 0.5}
+    how = {name: process.arguments.get(name, default) for name, default in given.items()}
     return {
         "Global": {"model_name": config.Arch.name, "image_shape": config.Global.image_shape},
         "PreProcess": {"transform_ops": pipeline.to_config()},
-        "PostProcess": {"Topk": {"topk": topk, "label_list": class_names}},
+        "PostProcess": {process.name: {**how, "label_list": class_names}},
         "Digests": {name: file_digest(folder / name) for name in names},
         "OneDNN": {"enabled": False, "reason": "not tried", "paddle": paddle.__version__},
     }

@@ -53,9 +53,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def answer(
-    probabilities: np.ndarray, file_name: str, topk: int, class_names: list[str] | None, threshold: float = 0.0
+    probabilities: np.ndarray, file_name: str, topk: int | None, class_names: list[str] | None, threshold: float = 0.0
 ) -> dict[str, Any]:
-    """The `topk` best classes of one image, (C,) probabilities, that exceed `threshold`; equal ones by their index."""
+    """The `topk` best classes (None: all) of one image, (C,) probabilities, that exceed `threshold`.
+
+    Equal ones stand in the order of their index.
+    """
     order = np.argsort(-probabilities, kind="stable")[:topk].tolist()
     order = [index for index in order if threshold == 0 or probabilities[index] > threshold]
     result = {
@@ -73,7 +76,7 @@ def predict_files(
     pipeline: Pipeline,
     probabilities_of: Callable[[np.ndarray], np.ndarray],
     batch_size: int,
-    topk: int,
+    topk: int | None,
     class_names: list[str] | None,
     threshold: float = 0.0,
 ) -> Iterator[tuple[list[dict[str, Any]], dict[str, str]]]:

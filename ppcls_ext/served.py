@@ -2,7 +2,8 @@
 
 The folder holds `inference.json` (PaddlePaddle 3) or `inference.pdmodel` (2.6), `inference.pdiparams`, and
 `inference.yml`: the preprocessing, the class names, the digests of the other two, and whether oneDNN answers as the
-trained network does (see `ppcls_ext.probe`). The network ends in a softmax.
+trained network does (see `ppcls_ext.probe`). The network ends in a softmax, or in
+a sigmoid where an image has several labels.
 """
 
 from __future__ import annotations
@@ -86,8 +87,9 @@ class ServedModel:
         self._output = self._predictor.get_output_handle(self._predictor.get_output_names()[0])
         self.image_shape = tuple(self.description["Global"]["image_shape"])
         self.pipeline = build_transforms(self.description["PreProcess"]["transform_ops"], self.image_shape[0])
-        post = self.description["PostProcess"]["Topk"]
-        self.topk: int = post["topk"]
+        [post] = self.description["PostProcess"].values()  # Topk, or MultiLabelThreshOutput
+        self.topk: int | None = post.get("topk")  # None: all
+        self.threshold: float = post.get("threshold", 0.0)
         self.class_names: list[str] | None = post["label_list"]
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:

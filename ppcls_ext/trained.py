@@ -86,7 +86,7 @@ def predict(config: Config) -> Iterator[tuple[list[dict[str, Any]], dict[str, st
         build_transforms(infer.transforms, config.Arch.in_channels),
         probabilities,
         infer.batch_size,
-        network.num_classes if several else arguments.get("topk", 5),
+        None if several else arguments.get("topk", 5),
         class_names_of(config, metadata, network.num_classes),
         arguments.get("threshold", 0.5) if several else 0.0,
     )

@@ -225,6 +225,13 @@ def test_evaluation_never_mixes_and_labels_are_smoothed_once(write_config: Write
         ),
         (
             [
+                "DataLoader.Train.dataset.batch_transform_ops=[{OpSampler: {Mixup: {label_smoothing: 0.1, prob: 1}}}]",
+                "Loss.Train.0.CELoss.epsilon=0.1",
+            ],
+            "Loss.Train.0.CELoss.epsilon: 0.1 would smooth labels that Mixup.label_smoothing (0.1) has",
+        ),
+        (
+            [
                 "DataLoader.Train.dataset.batch_transform_ops=[{Mixup: {label_smoothing: 0.1}}]",
                 "Loss.Train.0.CELoss.epsilon=0.1",
             ],

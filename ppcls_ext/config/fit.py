@@ -55,7 +55,7 @@ def _labels(losses: Terms, metrics: Terms, loaders: Splits) -> Iterator[str]:
                 fitting = [name for name in table if table[name].several_labels == several]
                 if several and not table[term.name].several_labels:
                     yield f"{place}: takes one label per image, {split.dataset.name} has several; {_one_of(fitting)}"
-                # a loss of single classes takes one label as well as several
+                # BCELoss takes one label as well as several
                 if not several and table[term.name].several_labels and term.name != "BCELoss":
                     yield f"{place}: takes several labels per image, {split.dataset.name} has one; {_one_of(fitting)}"
 
@@ -67,7 +67,8 @@ def _one_of(names: list[str]) -> str:
 def _smoothing(losses: Terms, split: Split | None) -> Iterator[str]:
     """Labels are smoothed once: by the operator that mixes them, or by the loss."""
     for op in (split.dataset.arguments.get("batch_transform_ops") if split else None) or []:
-        mixed = (op.get("Mixup") or {}).get("label_smoothing", 0)
+        own = op.get("Mixup") or (op.get("OpSampler") or {}).get("Mixup") or {}
+        mixed = own.get("label_smoothing", 0)
         for number, loss in enumerate(losses.Train):
             if mixed and loss.arguments.get("epsilon"):
                 yield (
