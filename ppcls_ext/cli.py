@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from ppcls_ext import distributed
+from ppcls_ext import distributed, processor
 from ppcls_ext.errors import Refused, RunFailed
 
 EXIT_REFUSED = 2
@@ -71,6 +71,7 @@ def load_config(arguments: argparse.Namespace, needs: Iterable[str]):
 def import_paddle() -> None:
     """Import Paddle with all cores: it takes one thread unless OMP_NUM_THREADS says otherwise before the import."""
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    processor.prepare_mkl()
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         import paddle  # noqa: F401

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from ppcls_ext import distributed
+from ppcls_ext import distributed, processor
 from ppcls_ext.config import Config
 from ppcls_ext.ops import native
 
@@ -18,13 +18,14 @@ from ppcls_ext.ops import native
 def choose_device(wanted: str) -> str:
     """Set Paddle's device from `Global.device` (auto, cpu, gpu, gpu:N); gpu means this process's own one.
 
-    On a CPU the compiled operators are installed, before the loader forks its workers.
+    On a CPU the compiled operators are installed, before the loader forks its workers, and freed memory is kept.
     """
     gpu_here = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     kind, _, number = wanted.partition(":")
     if kind == "cpu" or not gpu_here:
         paddle.set_device("cpu")
         native.install()
+        processor.keep_freed_memory()
         return "cpu"
     local = os.environ.get("FLAGS_selected_gpus", number or "0").split(",")[0]
     paddle.set_device(f"gpu:{local}")
@@ -39,7 +40,7 @@ def device_lines(config: Config, device: str) -> Iterator[str]:
         + (f", {threads} thread(s)" if device == "cpu" else "")
     )
     if device == "cpu":
-        yield native.status()
+        yield from [native.status(), *processor.notes()]
     if config.Global.device.startswith("gpu") and device == "cpu":
         yield "Global.device is gpu, but this machine or this build of PaddlePaddle has none: running on the CPU"
     if config.AMP.use_amp and device == "cpu":
