@@ -254,9 +254,7 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all unless named")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--processor-time", action="store_true", help="of one thread, for a busy machine"
-    )
+    parser.add_argument("--processor-time", action="store_true", help="of one thread, for a busy machine")
     parser.add_argument("--memory", action="store_true", help="peak resident memory of two training steps")
     for hidden in ("--serve", "--side", "--weights"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
