@@ -37,4 +37,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         close = [by_lower[m] for m in difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)]
     if close:
         return f"Did you mean '{close[0]}'?"
+    if not known:
+        return "None is known here."
     return f"Known: {', '.join(known[:40])}{' ...' if len(known) > 40 else ''}."

@@ -134,7 +134,8 @@ def _name_of(annotation: Any) -> str:
     if annotation is types.NoneType:
         return "nothing"
     if typing.get_origin(annotation) is typing.Literal:
-        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(annotation))
+        choices = [repr(choice) for choice in typing.get_args(annotation)]
+        return choices[0] if len(choices) == 1 else "one of " + ", ".join(choices)
     if typing.get_origin(annotation) is list and typing.get_args(annotation):
         return f"list of {_name_of(typing.get_args(annotation)[0])}"
     if isinstance(annotation, type) and typing.get_origin(annotation) is None:

@@ -144,3 +144,34 @@ def run_here(
         return int(ended.value.code or 0), output, errors
 
     return run
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Four JPEG files and their label list, `list.txt`."""
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 256, (80, 90, 3), dtype=np.uint8)).save(tmp_path / f"{number}.jpg")
+    (tmp_path / "list.txt").write_text("".join(f"{number}.jpg {number}\n" for number in range(4)))
+    return tmp_path
+
+
+def paths_and_sizes(path: Path, data: Path) -> list[str]:
+    """Overrides with which a configuration trains two steps on `photographs`: paths, sizes and the device alone."""
+    from ppcls_ext.config.reading import read_raw
+
+    raw = read_raw(path, [])
+    side = 224 if raw["Arch"]["name"].startswith("ViT") else 64  # a ViT's position embeddings are for 224
+    found = [f"Global.output_dir={data}/output", "Global.device=cpu", "Global.epochs=1", "Global.update_freq=1"]
+    found.append(f"Global.image_shape=[3, {side}, {side}]")
+    for split in ("Train", "Eval"):
+        place = f"DataLoader.{split}"
+        found += [f"{place}.dataset.image_root={data}", f"{place}.dataset.cls_label_path={data}/list.txt"]
+        found += [f"{place}.sampler.batch_size=2", f"{place}.loader.num_workers=0"]
+        for index, operator in enumerate(raw["DataLoader"][split]["dataset"]["transform_ops"]):
+            [(name, given)] = operator.items()
+            keys = [key for key in ("size", "resize_short") if key in (given or {})]
+            found += [f"{place}.dataset.transform_ops.{index}.{name}.{key}={side}" for key in keys]
+        if raw["DataLoader"][split]["sampler"]["name"] == "RepeatedAugSampler":
+            found.append(f"{place}.sampler.selected_round=0")
+    return found

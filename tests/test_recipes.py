@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, paths_and_sizes
 
 from ppcls_ext import config
 from ppcls_ext.backbones import facts, published_names
@@ -127,6 +128,24 @@ def smoothing(made: config.Config) -> float | None:
     """Label smoothing of a recipe, by the loss or by the operator that mixes."""
     mixing = made.DataLoader.Train.dataset.arguments.get("batch_transform_ops") or [{}]
     return mixing[0].get("Mixup", {}).get("label_smoothing") or made.Loss.Train[0].arguments.get("epsilon")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("EfficientNetB0", "EfficientNetLite0", "GroupMamba_tiny", "MicroNet_M0", "RepLKNet_31B", "RepLKNet_31L"),
+        *("ResNeXt50_vd_32x4d", "ResNetV2_50", "ShuffleNetV2_x0_25", "ViT_tiny_patch16_224"),
+    ],
+)
+def test_a_recipe_trains_with_other_paths_and_sizes(
+    name: str, photographs: Path, run_here: Callable[..., tuple[int, str, str]]
+) -> None:
+    path = recipes.published_configurations()[name]
+    overrides = [*paths_and_sizes(path, photographs), *(["Distill="] if name.startswith("GroupMamba") else [])]
+    status, output, errors = run_here("tools/train.py", "-c", path, "-o", *overrides)
+    assert status == 0, errors
+    assert "[Eval][Epoch 1]" in output
 
 
 def test_the_tables_of_the_page_are_those_that_the_command_makes() -> None:

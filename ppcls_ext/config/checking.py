@@ -147,7 +147,13 @@ class Check:
         if plain.get("pretrained") not in (None, False):
             plain.pop("pretrained")
             self.say("Arch.pretrained: nothing is downloaded here; name a weights file: Global.pretrained_model=PATH")
+        older = self.section(raw, "Global").get("class_num")
+        if older is not None and plain.setdefault("class_num", older) != older:
+            self.say(f"Global.class_num: {older!r}, but Arch.class_num is {plain['class_num']!r}; give one of the two")
         fields = self.fields(ArchOptions, plain, "Arch")
+        channels = self.section(raw, "Global").get("image_channel")
+        if channels is not None and channels != fields.get("in_channels", 3):
+            self.say(f"Global.image_channel: {channels!r}, but Arch.in_channels is {fields.get('in_channels', 3)}")
         name = fields.setdefault("name", "")
         if "name" not in plain:
             self.say("Arch.name: missing; `python -m ppcls_ext.models list` shows the networks")
@@ -292,7 +298,7 @@ class Check:
         for key in raw:
             if key not in Config.model_fields:
                 self.say(f"{key}: unknown section. {did_you_mean(key, Config.model_fields)}")
-        options = GlobalOptions(**self.fields(GlobalOptions, self.section(raw, "Global"), "Global"))
+        options = GlobalOptions(**self.fields(GlobalOptions, self.section(raw, "Global"), "Global", ("class_num",)))
         if "Train" in self.needs and options.eval_during_train:
             self.needs |= {"Eval"}
         arch = self.arch(raw)

@@ -44,6 +44,8 @@ class GlobalOptions(Section):
     use_visualdl: bool = False
     update_freq: Positive = 1
     image_shape: ImageShape = [3, 224, 224]
+    image_channel: Positive | None = None
+    use_dali: Annotated[Literal[False], "False (images are read without DALI here)"] = False
     save_inference_dir: str = "./inference"
     to_static: Literal[False] = False
     eval_mode: Literal["classification"] = "classification"
