@@ -112,11 +112,11 @@ def test_the_groups_of_the_layer_decay_are_the_releases() -> None:
         "stage2.4",
         "stage2.8",
         "stage3.0",
-        "norm",
         "head",
     ]
     assert groups["stage0.0"] == [*(f"stages.0.blocks.{i}." for i in range(4)), "transitions.0."]
     assert groups["stage2.8"][-1] == "transitions.2."
+    assert groups["stage3.0"][-1] == "norm."
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,8 @@ class RepLKNet(nn.Layer):
     def layer_groups(self) -> list[tuple[str, list[str]]]:
         """(group, prefixes of its parameter names) from input to output: the release's 12 groups between stem and head.
 
-        A transition belongs to the group before it.
+        A transition belongs to the group before it, the last norm to the last blocks: in the release it learns at the
+        head's rate, but the head here is what depends on the class count, and a group of its own would slow all others.
         """
         groups: list[tuple[str, list[str]]] = [("stem", ["stem."])]
         for i, stage in enumerate(self.stages):
@@ -239,7 +240,8 @@ class RepLKNet(nn.Layer):
                 groups.append((f"stage{i}.{first}", [f"stages.{i}.blocks.{block}." for block in own]))
             if i < len(self.transitions):
                 groups[-1][1].append(f"transitions.{i}.")
-        return [*groups, ("norm", ["norm."]), ("head", ["head."])]
+        groups[-1][1].append("norm.")
+        return [*groups, ("head", ["head."])]
 
 
 def initialise(network: nn.Layer) -> None:
