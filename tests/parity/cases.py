@@ -94,7 +94,7 @@ def with_reference_weights(case: Case, expected: Fixture, folder: Path) -> paddl
 def our_names(expected: Fixture, network: paddle.nn.Layer) -> dict[str, str]:
     """The reference's name of a tensor -> ours."""
     names = [row[0] for row in expected.facts["state_dict"] if not row[0].endswith("num_batches_tracked")]
-    renamed = in_our_names({name: name for name in names}, network.state_dict())
+    renamed, _ = in_our_names({name: name for name in names}, network.state_dict())
     one_each = {name: next(iter(to_paddle({ours: paddle.zeros([1]).numpy()}, set()))) for ours, name in renamed.items()}
     assert set(one_each.values()) == set(network.state_dict())
     return one_each
