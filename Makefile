@@ -32,8 +32,9 @@ test-paddleclas:
 	.venv-paddleclas/bin/python -m pip install --quiet --no-deps --editable .
 	.venv-paddleclas/bin/python -m pytest tests/test_paddleclas.py
 
-# Measures every network against its reference; FIXTURES are folders of whole fixtures (tests/parity/reference.py).
-FIXTURES ?= ../shared/parity/fixtures
+# Measures every network against its reference; FIXTURES are folders of whole fixtures. `python tests/parity/reference.py
+# build/references` makes those that ../shared has not (torch, torchvision and timm, in an environment of its own).
+FIXTURES ?= ../shared/parity/fixtures build/references
 parity: setup
 	$(VENV)/bin/python tests/parity/table.py $(FIXTURES) --write docs/networks.md
 
