@@ -23,6 +23,8 @@ from ppcls_ext.ops.depthwise import compiled_takes, depthwise_conv
 
 # Columns are kernel area times as large as the map: above this size memory traffic eats the gain.
 _LARGEST_COLUMNS = 256
+# Of the result; up to here columns are as fast as the compiled operator, whose vectors are longer than such a map.
+_TINY_MAP = 4
 
 
 def eager_on_cpu() -> bool:
@@ -56,12 +58,13 @@ class DepthwiseConv2D(nn.Conv2D):
     def forward(self, x: Tensor) -> Tensor:
         if not eager_on_cpu():
             return nn.Conv2D.forward(self, x)  # Paddle 2.6 cannot trace super()
-        if compiled_takes(x, self.weight, self.bias):
-            return depthwise_conv(x, self.weight, self.bias, self.stride, self.padding_of(*x.shape[2:]))
         n, channels, *size = x.shape
         height, width = ((size[i] - 1) // self.stride[i] + 1 for i in (0, 1))
         taps = self.kernel[0] * self.kernel[1]
-        if self.same or self.bias is not None or taps * height * width > _LARGEST_COLUMNS:
+        columns_fit = not self.same and self.bias is None and taps * height * width <= _LARGEST_COLUMNS
+        if compiled_takes(x, self.weight, self.bias) and not (columns_fit and height * width <= _TINY_MAP):
+            return depthwise_conv(x, self.weight, self.bias, self.stride, self.padding_of(*size))
+        if not columns_fit:
             return nn.Conv2D.forward(self, x)  # Paddle 2.6 cannot trace super()
         columns = F.unfold(x, self.kernel, self.stride, self.half).reshape([n, channels, 1, taps, height * width])
         weight = self.weight.reshape([channels, -1, taps, 1])  # (m C, 1, k, l) -> (C, m, k l, 1)
