@@ -7,7 +7,7 @@ import.
 
 The object is plain C and is called through `ctypes`, which lets go of the interpreter's lock: it knows nothing of
 Paddle's headers, so one build serves every version of it and its C++ interface cannot break. It is linked with the
-OpenMP library that Paddle itself runs on: one pool of threads, which OMP_NUM_THREADS sizes and which survives a fork.
+OpenMP library that Paddle itself runs on: one pool of threads, which OMP_NUM_THREADS sizes.
 """
 
 from __future__ import annotations
