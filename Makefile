@@ -37,6 +37,7 @@ test-paddleclas:
 FIXTURES ?= ../shared/parity/fixtures build/references
 parity: setup
 	$(VENV)/bin/python tests/parity/table.py $(FIXTURES) --write docs/networks.md
+	$(VENV)/bin/python tests/parity/summary.py --write
 
 test-paddle26:
 	$(MAKE) test VENV=.venv-paddle26 REQUIREMENTS="-r requirements-paddle26.txt -r requirements.txt"

@@ -6,15 +6,18 @@ with rows in tests/parity/cases.py and its small copies.
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import paddle
 import pytest
 from networks import size_marks
-from parity import compare
+from parity import compare, summary
 from parity.cases import CASES, Case, our_names, with_reference_weights
 from parity.fixture import FOLDER, Fixture, load_compact, load_full
+
+from ppcls_ext import list_models
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "parity" / "fixtures"
 
@@ -100,3 +103,16 @@ def test_a_training_step_in_float64_is_the_references(network: paddle.nn.Layer, 
     print(case.variant, "train in float64", loss, max(gradients.values()))
     assert loss <= 1e-6
     assert max(gradients.values()) <= 1e-4
+
+
+def test_the_readmes_table_says_what_was_published_and_measured(repository: Path) -> None:
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    assert readme == summary.page(readme), "make it anew with: python tests/parity/summary.py --write"
+    shown = {
+        name
+        for _, patterns in summary.FAMILIES.values()
+        for name in list_models()
+        for pattern in patterns
+        if fnmatchcase(name, pattern)
+    }
+    assert shown == set(list_models())
