@@ -136,7 +136,7 @@ def test_what_is_frozen_gets_no_gradient_and_other_types_are_paddles(built: None
 WORK = """
 import hashlib, os, sys
 import numpy as np, paddle
-from ppcls_ext.layers import DepthwiseConv2D
+from ppcls_ext.layers import DepthwiseConv2D, LayerNorm, Linear, StemConv2D
 from ppcls_ext.ops import cross_scan, native
 native.install()
 def digest():
@@ -148,7 +148,10 @@ def digest():
     project = lambda v: (v * 0.5, v[..., :1], v[..., 1:2])
     y = cross_scan(u, project, u[:, 0, 0], -u[:, 1, 1].abs(), u[:, 0, 1], 7, 7)
     y.square().sum().backward()
-    parts = (x.grad, layer.weight.grad, layer.bias.grad, y, u.grad)
+    with paddle.no_grad():
+        tokens = LayerNorm(96)(Linear(64, 96)(paddle.randn([2, 300, 64])))
+        maps = StemConv2D(3, 20, 3)(paddle.randn([1, 3, 61, 70]))
+    parts = (x.grad, layer.weight.grad, layer.bias.grad, y, u.grad, tokens, maps)
     return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
 print(native.status())
 print(digest())

@@ -23,8 +23,17 @@ from paddle import Tensor, nn
 
 from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, backbone
 from ppcls_ext.errors import Refused
-from ppcls_ext.layers import DepthwiseConv2D, DropPath, checkpointed, drop_path_rates, require_positive
-from ppcls_ext.ops import cross_scan, token_conv
+from ppcls_ext.layers import (
+    DepthwiseConv2D,
+    DropPath,
+    LayerNorm,
+    Linear,
+    StemConv2D,
+    checkpointed,
+    drop_path_rates,
+    require_positive,
+)
+from ppcls_ext.ops import cross_scan, gated_norm, group_linear, merged_linear, split_linear, token_conv
 from ppcls_ext.registry import BACKBONES
 
 GROUPS = 4  # one for each direction
@@ -65,10 +74,10 @@ class SS2D(nn.Layer):
         )
         self.A_logs = parameter([channels, 1], nn.initializer.Constant(0.0))
         self.Ds = parameter([channels], nn.initializer.Constant(1.0))
-        self.out_norm = nn.LayerNorm(channels)
-        self.in_proj = nn.Linear(channels, 2 * channels, bias_attr=False)
+        self.out_norm = LayerNorm(channels)
+        self.in_proj = Linear(channels, 2 * channels, bias_attr=False)
         self.conv2d = DepthwiseConv2D(channels, channels, (3, 3), bias=True)
-        self.out_proj = nn.Linear(channels, channels, bias_attr=False)
+        self.out_proj = Linear(channels, channels, bias_attr=False)
 
 
 class GroupMambaLayer(nn.Layer):
@@ -76,50 +85,44 @@ class GroupMambaLayer(nn.Layer):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, channels // REDUCTION)
-        self.fc2 = nn.Linear(channels // REDUCTION, channels)
-        self.norm = nn.LayerNorm(channels)
+        self.fc1 = Linear(channels, channels // REDUCTION)
+        self.fc2 = Linear(channels // REDUCTION, channels)
+        self.norm = LayerNorm(channels)
         self.mamba_g1 = SS2D(channels // GROUPS)
         self.mamba_g2 = SS2D(channels // GROUPS)
         self.mamba_g3 = SS2D(channels // GROUPS)
         self.mamba_g4 = SS2D(channels // GROUPS)
-        self.proj = nn.Linear(channels, channels)
+        self.proj = Linear(channels, channels)
         self.skip_scale = self.create_parameter([1], default_initializer=nn.initializer.Constant(1.0))
 
     def forward(self, x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
         x = self.norm(x)
         affinity = F.sigmoid(self.fc2(F.relu(self.fc1(x.mean(1)))))
         groups = [self.mamba_g1, self.mamba_g2, self.mamba_g3, self.mamba_g4]
-        parts = [
-            paddle.split(group.in_proj(part), 2, axis=2) for group, part in zip(groups, paddle.split(x, GROUPS, 2))
-        ]
-        inner = paddle.stack([part[0] for part in parts])  # (4, N, H W, C / 4)
+        inner, gate = split_linear(x, [group.in_proj.weight for group in groups])  # (4, N, H W, C / 4)
         weight = paddle.stack([group.conv2d.weight.squeeze(1) for group in groups])  # (4, C / 4, 3, 3)
         bias = paddle.stack([group.conv2d.bias for group in groups])
         maps = token_conv(inner, weight, bias, height, width, "silu")
-        scanned = paddle.unbind(scan(groups, maps, height, width), 0)
-        results = [
-            group.out_proj(group.out_norm(y) * F.silu(gate)) for group, y, (_, gate) in zip(groups, scanned, parts)
-        ]
-        result = paddle.concat(results, 2) * self.skip_scale * x * affinity.unsqueeze(1)
+        scanned = scan(groups, maps, height, width)
+        norms = [group.out_norm for group in groups]
+        gated = gated_norm(scanned, gate, [n.weight for n in norms], [n.bias for n in norms], norms[0].epsilon)
+        result = merged_linear(gated, [group.out_proj.weight for group in groups], x, affinity * self.skip_scale)
         return self.proj(self.norm(result))
 
 
 def scan(groups: list[SS2D], u: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
     """The scans of all groups at once: (4, N, L, C), row by row -> (4, N, L, C)."""
-    weight = paddle.concat([group.x_proj_weight for group in groups])  # (4, R + 2, C)
-    step_weight = paddle.concat([group.dt_projs_weight for group in groups])  # (4, C, R)
     bias = paddle.concat([group.dt_projs_bias for group in groups])
     decay = -paddle.exp(paddle.stack([group.A_logs for group in groups]).squeeze(2))
     skip = paddle.stack([group.Ds for group in groups])
-    channels, rank = step_weight.shape[1], step_weight.shape[2]
-    length = u.shape[2]
+    weights = [group.x_proj_weight for group in groups]  # (1, R + 2, C)
+    step_weights = [group.dt_projs_weight for group in groups]  # (1, C, R)
+    channels, rank = step_weights[0].shape[1:]
 
     def projected(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        low = paddle.matmul(u.flatten(1, 2), weight, transpose_y=True)  # (4, N L, R + 2)
-        low, b, c = paddle.split(low, [rank, 1, 1], axis=2)
-        step = paddle.matmul(low, step_weight, transpose_y=True)
-        return tuple(x.reshape([GROUPS, -1, length, own]) for x, own in ((step, channels), (b, 1), (c, 1)))
+        low, b, c = group_linear(u, weights, [rank, 1, 1])
+        (step,) = group_linear(low, step_weights, [channels])
+        return step, b, c
 
     return cross_scan(u, projected, bias, decay, skip, height, width)
 
@@ -129,11 +132,11 @@ class ConvMLP(nn.Layer):
 
     def __init__(self, channels: int, hidden: int, convolution: bool) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
+        self.fc1 = Linear(channels, hidden)
         self.dwconv = None
         if convolution:
             self.dwconv = nn.Sequential(("dwconv", DepthwiseConv2D(hidden, hidden, (3, 3), bias=True)))
-        self.fc2 = nn.Linear(hidden, channels)
+        self.fc2 = Linear(hidden, channels)
 
     def forward(self, x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
         x = self.fc1(x)
@@ -149,7 +152,7 @@ class Block(nn.Layer):
 
     def __init__(self, channels: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
-        self.norm2 = nn.LayerNorm(channels, epsilon=1e-6)
+        self.norm2 = LayerNorm(channels, epsilon=1e-6)
         self.attn = GroupMambaLayer(channels)
         self.mlp = ConvMLP(channels, int(channels * mlp_ratio), convolution=True)
         self.drop_path = DropPath(drop_path)
@@ -164,8 +167,8 @@ class ClassBlock(nn.Layer):
 
     def __init__(self, channels: int, mlp_ratio: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(channels, epsilon=1e-6)
-        self.norm2 = nn.LayerNorm(channels, epsilon=1e-6)
+        self.norm1 = LayerNorm(channels, epsilon=1e-6)
+        self.norm2 = LayerNorm(channels, epsilon=1e-6)
         self.attn = GroupMambaLayer(channels)
         self.mlp = ConvMLP(channels, int(channels * mlp_ratio), convolution=False)
 
@@ -185,12 +188,12 @@ class Embedding(nn.Layer):
         if stem_width is not None:
             layers: list[nn.Layer] = []
             for kernel, stride, before in ((7, 2, in_channels), (3, 1, stem_width), (3, 1, stem_width)):
-                conv = nn.Conv2D(before, stem_width, kernel, stride, kernel // 2, bias_attr=False)
+                conv = StemConv2D(before, stem_width, kernel, stride)
                 layers += [conv, nn.BatchNorm2D(stem_width), nn.ReLU()]
             self.conv = nn.Sequential(*layers)
             in_channels = stem_width
-        self.proj = nn.Conv2D(in_channels, out_channels, 3, 2, 1)
-        self.norm = nn.LayerNorm(out_channels)
+        self.proj = StemConv2D(in_channels, out_channels, 3, 2, bias=True)
+        self.norm = LayerNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(to_tokens(self.proj(x if self.conv is None else self.conv(x))))
@@ -219,11 +222,11 @@ class GroupMamba(nn.Layer):
             own = rates[sum(depths[:i]) : sum(depths[:i]) + depth]
             self.add_sublayer(f"patch_embed{i + 1}", Embedding(before, width, stem_width if i == 0 else None))
             self.add_sublayer(f"block{i + 1}", nn.LayerList([Block(width, ratio, rate) for rate in own]))
-            self.add_sublayer(f"norm{i + 1}", nn.LayerNorm(width, epsilon=1e-6))
+            self.add_sublayer(f"norm{i + 1}", LayerNorm(width, epsilon=1e-6))
             before = width
         self.post_network = nn.LayerList([ClassBlock(before, mlp_ratios[-1])])
-        self.head = nn.Linear(before, num_classes)
-        self.dist_head = nn.Linear(before, num_classes) if distillation else None
+        self.head = Linear(before, num_classes)
+        self.dist_head = Linear(before, num_classes) if distillation else None
         self.num_classes, self.num_features = num_classes, before
         self.stage_channels = list(channels)
         self.stage_strides = [4 * 2**i for i in range(len(depths))]

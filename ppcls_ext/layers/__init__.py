@@ -2,6 +2,7 @@
 
 from ppcls_ext.layers.batch_norm import SyncBatchNorm, convert_sync_batchnorm
 from ppcls_ext.layers.checkpointing import checkpointed
+from ppcls_ext.layers.compiled import LayerNorm, Linear, StemConv2D
 from ppcls_ext.layers.drop_path import DropPath, drop_path_rates, require_rate
 from ppcls_ext.layers.grouped_conv import DepthwiseConv2D, PointwiseConv2D
 from ppcls_ext.layers.initial import fill_convolutions, fill_like_pytorch
@@ -13,8 +14,11 @@ __all__ = [
     "DepthwiseConv2D",
     "DropPath",
     "GlobalMean",
+    "LayerNorm",
+    "Linear",
     "PermuteChannels",
     "PointwiseConv2D",
+    "StemConv2D",
     "SyncBatchNorm",
     "checkpointed",
     "convert_sync_batchnorm",

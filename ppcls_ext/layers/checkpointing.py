@@ -14,6 +14,7 @@ import paddle
 from paddle import Tensor, nn
 
 from ppcls_ext.layers.batch_norm import SyncBatchNorm
+from ppcls_ext.ops import native
 
 
 def checkpointed(block: nn.Layer, x: Tensor, *others: Any, enable: bool = True) -> Tensor:
@@ -23,8 +24,9 @@ def checkpointed(block: nn.Layer, x: Tensor, *others: Any, enable: bool = True) 
     from paddle.distributed.fleet.utils import recompute
 
     def run(x: Tensor) -> Tensor:
-        if not paddle.is_grad_enabled():  # the first time
-            return block(x, *others)
+        if not paddle.is_grad_enabled():  # the first time, by the operators of the second
+            with native.training():
+                return block(x, *others)
         with _statistics_kept(block):
             return block(x, *others)
 

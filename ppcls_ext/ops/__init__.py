@@ -1,16 +1,26 @@
 """Operators that Paddle lacks or computes slowly: in plain Paddle, and compiled where a compiler is (`native`)."""
 
+from ppcls_ext.ops.dense_conv import dense_conv
 from ppcls_ext.ops.depthwise import depthwise_conv
 from ppcls_ext.ops.large_depthwise import LargeDepthwiseConv2D, large_depthwise_conv
+from ppcls_ext.ops.layer_norm import gated_norm, layer_norm
+from ppcls_ext.ops.products import group_linear, linear, merged_linear, split_linear
 from ppcls_ext.ops.selective_scan import cross_scan, linear_scan, selective_scan
 from ppcls_ext.ops.token_conv import token_conv
 
 __all__ = [
     "LargeDepthwiseConv2D",
     "cross_scan",
+    "dense_conv",
     "depthwise_conv",
+    "gated_norm",
+    "group_linear",
     "large_depthwise_conv",
+    "layer_norm",
+    "linear",
     "linear_scan",
+    "merged_linear",
     "selective_scan",
+    "split_linear",
     "token_conv",
 ]

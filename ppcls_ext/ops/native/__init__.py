@@ -21,18 +21,19 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import paddle
 
-SOURCES = ("depthwise.cpp", "tokens.cpp", "scan.cpp")
+SOURCES = ("depthwise.cpp", "dense.cpp", "tokens.cpp", "scan.cpp", "products.cpp", "norm.cpp")
 HEADERS = ("vectors.h",)
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 SWITCH = "PPCLS_EXT_COMPILED"  # 0: never; anything else, or unset: where it can be built
 CACHE = "PPCLS_EXT_CACHE"  # the folder of the shared objects, ~/.cache/ppcls_ext unless set
 COMPILE_SECONDS = 300
+_FLOAT32 = paddle.float32
 
 
 @dataclass
@@ -40,6 +41,7 @@ class _State:
     library: ctypes.CDLL | None = None
     status: str = "compiled operators: not asked for"
     tried: bool = False
+    inference: bool = True  # whether what has no gradient may be used
 
 
 _state = _State()
@@ -87,18 +89,43 @@ def plain() -> Iterator[None]:
         _state.library = kept
 
 
+@contextlib.contextmanager
+def training() -> Iterator[None]:
+    """Without the operators of inference inside: for a forward pass that is repeated later for its gradients."""
+    before, _state.inference = _state.inference, False
+    try:
+        yield
+    finally:
+        _state.inference = before
+
+
 # as it is: the converter to a static graph would evaluate what stands behind `or`
 @paddle.jit.not_to_static
 def usable(*tensors: paddle.Tensor | None) -> bool:
     """Whether a compiled operator can take these: float32 on a CPU, computed now and not traced into a graph."""
     if _state.library is None or not paddle.in_dynamic_mode():
         return False
-    return all(x is None or (x.dtype == paddle.float32 and x.place.is_cpu_place() and x.size > 0) for x in tensors)
+    # not x.size, which takes 5 us
+    return all(x is None or (x.dtype == _FLOAT32 and x.place.is_cpu_place() and 0 not in x.shape) for x in tensors)
+
+
+# as it is: see `usable`
+@paddle.jit.not_to_static
+def usable_for_inference(*tensors: paddle.Tensor | None) -> bool:
+    """`usable`, and no gradient is wanted of any of these: for operators that have none."""
+    if not _state.inference or (paddle.is_grad_enabled() and not all(x is None or x.stop_gradient for x in tensors)):
+        return False
+    return usable(*tensors)
 
 
 def pointer(x: paddle.Tensor | None) -> ctypes.c_void_p | None:
     """The address of a tensor's values, which must lie in order; see `ready`."""
     return None if x is None else ctypes.c_void_p(x.data_ptr())
+
+
+def pointers(tensors: Sequence[paddle.Tensor | None], offset: int = 0) -> ctypes.Array:
+    """The addresses of several tensors' values, from the `offset`-th on."""
+    return (ctypes.c_void_p * len(tensors))(*(None if x is None else x.data_ptr() + 4 * offset for x in tensors))
 
 
 def ready(x: paddle.Tensor) -> paddle.Tensor:

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 constexpr int LANES = 16;
 #elif defined(__AVX__)
 constexpr int LANES = 8;
@@ -25,20 +26,38 @@ inline void store(float* to, vec value) { *reinterpret_cast<vec*>(to) = value; }
 // the first `count` lanes alone, the others 0
 inline vec load(const float* from, int count) {
     if (count >= LANES) return load(from);
+#if defined(__AVX512F__)
+    return _mm512_maskz_loadu_ps((1u << count) - 1, from);
+#endif
     vec result = {};
     for (int i = 0; i < count; i++) result[i] = from[i];
     return result;
 }
 inline void store(float* to, vec value, int count) {
     if (count >= LANES) return store(to, value);
+#if defined(__AVX512F__)
+    return _mm512_mask_storeu_ps(to, (1u << count) - 1, value);
+#endif
     for (int i = 0; i < count; i++) to[i] = value[i];
+}
+
+// of `left` values: how many the next vector takes
+inline int lanes(int64_t left) { return left < LANES ? left : LANES; }
+
+// `value` in the first `count` lanes, 0 in the others
+inline vec first(vec value, int count) {
+    if (count >= LANES) return value;
+    for (int i = count; i < LANES; i++) value[i] = 0;
+    return value;
 }
 
 // always in the same order, so that the bits are the same in every run
 inline float sum(vec value) {
-    float result = 0;
-    for (int i = 0; i < LANES; i++) result += value[i];
-    return result;
+    float parts[LANES];
+    store(parts, value);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) parts[i] += parts[i + half];
+    return parts[0];
 }
 
 inline vec least(vec a, vec b) { return a < b ? a : b; }
