@@ -8,7 +8,8 @@
 namespace {
 
 constexpr int ROWS = LANES == 16 ? 12 : 6;  // of a tile: twice as many sums, within 32 or 16 registers
-constexpr int64_t CHUNK = 192;              // rows that one thread takes past a panel
+constexpr int64_t CHUNK = 256;              // rows that one thread takes past a panel, at the most
+constexpr int64_t ITEMS = 12;               // of work, at least, so that threads share it evenly
 
 struct Shape {
     int64_t count, rows, inner, columns, x_row, w_inner, w_column, y_row, image_rows;
@@ -57,6 +58,14 @@ void tile(const Shape& s, const float* x, const float* panel, float* to) {
 
 void finish(const Shape& s, const float* sums, int64_t row, int64_t rows, int64_t column, int vectors,
             const Ending& ending, float* y) {
+    if (!ending.factor && column + vectors * LANES <= s.columns) {
+        for (int v = 0; v < vectors; v++) {
+            const vec bias = ending.bias ? load(ending.bias + column + v * LANES) : vec{};
+            for (int64_t r = 0; r < rows; r++)
+                store(y + (row + r) * s.y_row + column + v * LANES, load(sums + (r * vectors + v) * LANES) + bias);
+        }
+        return;
+    }
     for (int64_t r = row; r < row + rows; r++)
         for (int v = 0; v < vectors; v++, sums += LANES) {
             const int64_t first = column + v * LANES, at = r * s.y_row + first;
@@ -104,7 +113,9 @@ extern "C" void products_forward(const int64_t* sizes, const float* const* x, co
     const Shape s{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8]};
     const bool narrow = s.columns <= LANES;
     const int64_t width = narrow ? LANES : 2 * LANES, panels = (s.columns + width - 1) / width;
-    const int64_t chunks = (s.rows + CHUNK - 1) / CHUNK;
+    int64_t chunks = (s.rows + CHUNK - 1) / CHUNK;
+    const int64_t wanted = (ITEMS + s.count * panels - 1) / (s.count * panels), most = (s.rows + ROWS - 1) / ROWS;
+    if (chunks < wanted) chunks = wanted < most ? wanted : most;
     // threads take 10 us to wake
 #pragma omp parallel for schedule(static) if (s.count * s.rows * s.inner * s.columns >= 500000)
     for (int64_t item = 0; item < s.count * chunks * panels; item++) {
