@@ -32,7 +32,7 @@ from ppcls_ext import cli
 from ppcls_ext.errors import RunFailed
 
 SIZE = 224
-# our network -> where PyTorch's lies: a name of timm, or of torchvision.models
+# our network -> where PyTorch's lies: a name of timm, of torchvision.models, or of torch_networks.py beside this file
 TORCH = {
     "EfficientNetB0": "timm tf_efficientnet_b0",
     "EfficientNetLite0": "timm tf_efficientnet_lite0",
@@ -42,6 +42,8 @@ TORCH = {
     "VGG16": "torchvision vgg16",
     "DenseNet121": "torchvision densenet121",
     "ViT_small_patch16_224": "timm vit_small_patch16_224",
+    "RepLKNet_31B": "torch_networks RepLKNet31B",
+    "GroupMamba_tiny": "torch_networks GroupMambaTiny",
 }
 NETWORKS = (
     *("MicroNet_M0", "MicroNet_M3", "ShuffleNetV2_x1_0", "EfficientNetB0", "EfficientNetLite0", "ResNeXt50_32x4d"),
@@ -109,10 +111,14 @@ def pytorch(name: str, folder: Path, threads: int) -> Run:
         import timm
 
         network = timm.create_model(their_name)
-    else:
+    elif library == "torchvision":
         from torchvision import models
 
         network = models.get_model(their_name)
+    else:
+        import torch_networks
+
+        network = getattr(torch_networks, their_name)()
     network.eval()
     torch.set_num_threads(threads)
 
