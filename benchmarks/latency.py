@@ -74,6 +74,13 @@ def seeded(name: str):
     return network
 
 
+def with_softmax(name: str):
+    """What is exported: the network and its softmax."""
+    import paddle
+
+    return paddle.nn.Sequential(seeded(name), paddle.nn.Softmax(-1))
+
+
 def dynamic(name: str, folder: Path, threads: int) -> Run:
     import paddle
 
@@ -146,7 +153,7 @@ def write_export(name: str, folder: Path) -> None:
     from ppcls_ext.export import write_graph
     from ppcls_ext.served import DESCRIPTION_FILE, GRAPH_FILES, PARAMETERS_FILE
 
-    write_graph(seeded(name), [3, SIZE, SIZE], folder)
+    write_graph(with_softmax(name), [3, SIZE, SIZE], folder)
     names = [file for file in (*GRAPH_FILES, PARAMETERS_FILE) if (folder / file).is_file()]
     description = {
         "Global": {"model_name": name, "image_shape": [3, SIZE, SIZE]},
@@ -168,7 +175,7 @@ def write_onnx(name: str, folder: Path) -> None:
     source.mkdir()
     # for every size: where the size of the map is not known, the direct convolution is exported
     size = [None, None] if name.startswith("RepLKNet") else [SIZE, SIZE]
-    write_graph(seeded(name), [3, *size], source)
+    write_graph(with_softmax(name), [3, *size], source)
     graph = next(source / file for file in GRAPH_FILES if (source / file).is_file())
     files = str(graph), str(source / PARAMETERS_FILE), str(folder / "model.onnx")
     paddle2onnx.export(*files, opset_version=17, enable_optimize=False)  # which would install packages
