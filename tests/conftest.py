@@ -26,6 +26,15 @@ def compiled_operators() -> bool:
 
 
 @pytest.fixture
+def built(compiled_operators: bool) -> None:
+    """Skips, and says why, where the operators in C++ could not be built."""
+    if not compiled_operators:
+        from ppcls_ext.ops import native
+
+        pytest.skip(native.status())
+
+
+@pytest.fixture
 def repository() -> Path:
     """The root of the checkout."""
     return REPOSITORY

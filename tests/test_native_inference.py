@@ -24,12 +24,6 @@ from ppcls_ext.ops import (
 TOLERANCE = 1e-5  # of the largest value
 
 
-@pytest.fixture
-def built(compiled_operators: bool) -> None:
-    if not compiled_operators:
-        pytest.skip(native.status())
-
-
 def draw(*shapes: tuple[int, ...]) -> list[np.ndarray]:
     rng = np.random.default_rng([len(shapes), *shapes[0]])
     return [rng.normal(size=shape) for shape in shapes]
