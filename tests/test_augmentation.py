@@ -20,8 +20,10 @@ from ppcls_ext.transforms import (
     GaussianBlur,
     GridMask,
     RandAugment,
+    RandFlipImage,
     RandomErasing,
     RandomRotation,
+    RandomTranspose,
     TimmAutoAugment,
     TrivialAugmentWide,
     build_transforms,
@@ -109,6 +111,9 @@ def test_a_pipeline_with_all_of_them_is_resolved_and_built_again() -> None:
         ("ColorJitter", {"hue": 0.7}, "ColorJitter.hue: expected a number from 0, or [smallest, largest] from -0.5"),
         ("GaussianBlur", {"kernel_size": 4}, "GaussianBlur.kernel_size: expected an odd number, got 4"),
         ("RandomRotation", {"interpolation": "cubic"}, "Did you mean 'bicubic'?"),
+        ("RandomRotation", {"interpolation": "area"}, "interpolation: 'area' is for resizing; expected nearest"),
+        ("RandomTranspose", {}, "RandomTranspose: needs square images; move it behind RandCropImage or CropImage"),
+        ("RandomTranspose", {"prob": 1.5}, "RandomTranspose.prob: expected a probability, 0 to 1, got 1.5"),
     ],
 )
 def test_a_wrong_argument_is_told_with_its_cure(name: str, arguments: dict[str, Any], message: str) -> None:
@@ -259,13 +264,29 @@ def test_blur_spreads_an_edge_with_the_asked_deviation() -> None:
     assert np.array_equal(GaussianBlur(kernel_size=1)(NOISE, rng()), NOISE)
 
 
-def test_a_quarter_turn_is_a_quarter_turn() -> None:
+@pytest.mark.parametrize("backend", ["cv2", "pil"])
+def test_a_quarter_turn_is_a_quarter_turn(backend: str) -> None:
     square = NOISE[:, :40]
-    turned = RandomRotation(degrees=[90, 90], prob=1, interpolation="nearest")(square, rng())
-    assert np.array_equal(turned, np.rot90(square))
-    white = RandomRotation(degrees=[45, 45], prob=1, fill=255)(np.zeros((101, 101, 3), np.uint8), rng())
+    for image in (square, square[:, :, :1]):
+        turn = RandomRotation(degrees=[90, 90], prob=1, interpolation="nearest", backend=backend)
+        assert np.array_equal(turn(image, rng()), np.rot90(image))
+    turn = RandomRotation(degrees=[45, 45], prob=1, fill=255, backend=backend)
+    white = turn(np.zeros((101, 101, 3), np.uint8), rng())
     # the middle square and its copy turned by 45 degrees share an octagon of 2 (sqrt 2 - 1) of the area
     assert (white == 0).mean() == pytest.approx(2 * (2**0.5 - 1), abs=0.02)
+
+
+def test_flips_and_transposition_give_the_eight_positions_of_a_square() -> None:
+    square = NOISE[:, :40]
+    steps = [RandFlipImage(flip_code=1), RandFlipImage(flip_code=0), RandomTranspose()]
+    seen: Counter[bytes] = Counter()
+    for seed in range(400):
+        image, generator = square, rng(seed)
+        for step in steps:
+            image = step(image, generator)
+        seen[image.tobytes()] += 1
+    positions = {np.rot90(start, k).tobytes() for start in (square, square[:, ::-1]) for k in range(4)}
+    assert set(seen) == positions and min(seen.values()) > 25
 
 
 # ---------------------------------------------------------------------------------------------- operations of policies

@@ -9,7 +9,7 @@ from ppcls_ext.transforms.color import NormalizeImage, ToCHWImage
 from ppcls_ext.transforms.decode import DecodeImage
 from ppcls_ext.transforms.erase import Cutout, GridMask, RandomErasing
 from ppcls_ext.transforms.flow import DecodeError, Flow
-from ppcls_ext.transforms.geometry import CropImage, RandCropImage, RandFlipImage, ResizeImage
+from ppcls_ext.transforms.geometry import CropImage, RandCropImage, RandFlipImage, RandomTranspose, ResizeImage
 from ppcls_ext.transforms.photometric import ColorJitter, GaussianBlur, RandomRotation
 from ppcls_ext.transforms.pipeline import Pipeline, build_transforms, check_transforms
 from ppcls_ext.transforms.policies import AutoAugment, RandAugment, TrivialAugmentWide
@@ -33,6 +33,7 @@ __all__ = [
     "RandFlipImage",
     "RandomErasing",
     "RandomRotation",
+    "RandomTranspose",
     "ResizeImage",
     "TimmAutoAugment",
     "ToCHWImage",

@@ -24,7 +24,7 @@ from PIL import Image
 
 from ppcls_ext.errors import Refused, did_you_mean
 from ppcls_ext.registry import TRANSFORMS
-from ppcls_ext.transforms.flow import Backend, DecodeError, Flow, check_backend
+from ppcls_ext.transforms.flow import Backend, DecodeError, Flow, check_backend, need_probability
 
 _CODES: dict[str, dict[str, int]] = {
     "cv2": {
@@ -303,3 +303,28 @@ class RandFlipImage:
         if rng.random() >= 0.5:
             return image
         return cv2.flip(image, self.flip_code).reshape(image.shape)
+
+
+@TRANSFORMS.register("RandomTranspose")
+@dataclass
+class RandomTranspose:
+    """With probability `prob` mirrored on the main diagonal, on square images.
+
+    With both flips it gives the eight positions of a square: for photographs from above, which have no upright.
+    """
+
+    prob: float = 0.5
+
+    random: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        need_probability("prob", self.prob)
+
+    def flow(self, before: Flow) -> Flow:
+        before.need_pixels()
+        if before.width is None or before.width != before.height:
+            raise Refused("needs square images; move it behind RandCropImage or CropImage of one size")
+        return before
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return cv2.transpose(image).reshape(image.shape) if rng.random() < self.prob else image

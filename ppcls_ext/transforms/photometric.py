@@ -12,10 +12,10 @@ import numpy as np
 from ppcls_ext.errors import Refused
 from ppcls_ext.registry import TRANSFORMS
 from ppcls_ext.transforms import pictures
-from ppcls_ext.transforms.flow import Flow, need_probability
-from ppcls_ext.transforms.geometry import pixels_of, to_picture
+from ppcls_ext.transforms.flow import Backend, Flow, need_probability
+from ppcls_ext.transforms.geometry import interpolation_code, pixels_of, to_picture
 from ppcls_ext.transforms.pictures import Canvas
-from ppcls_ext.transforms.policies import canvas_of, need_grey_or_colour
+from ppcls_ext.transforms.policies import fill_of, need_grey_or_colour
 
 
 def _range(argument: str, given: float | list[float], middle: float, low: float, high: float) -> tuple[float, float]:
@@ -125,13 +125,17 @@ class RandomRotation:
     prob: float = 0.5
     interpolation: str | int = "bilinear"
     fill: int | list[int] = 0
+    backend: Backend = "cv2"
 
     random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         need_probability("prob", self.prob)
         self._range = _range("degrees", self.degrees, 0.0, -360.0, 360.0)
-        self._canvas = canvas_of(self.fill, self.interpolation, "fill")
+        self._code = interpolation_code(self.interpolation, self.backend)
+        if self._code == cv2.INTER_AREA and self.backend == "cv2":
+            raise Refused("interpolation: 'area' is for resizing; expected nearest, bilinear, bicubic or lanczos")
+        self._fill = fill_of(self.fill, "fill")
 
     def flow(self, before: Flow) -> Flow:
         need_grey_or_colour(before)
@@ -140,4 +144,10 @@ class RandomRotation:
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if rng.random() >= self.prob:
             return image
-        return pixels_of(pictures.rotate(to_picture(image), rng.uniform(*self._range), self._canvas))
+        angle = rng.uniform(*self._range)
+        if self.backend == "pil":
+            return pixels_of(pictures.rotate(to_picture(image), angle, Canvas(self._code, self._fill)))
+        height, width = image.shape[:2]
+        matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
+        fill = self._fill * 3 if len(self._fill) == 1 else self._fill
+        return cv2.warpAffine(image, matrix, (width, height), flags=self._code, borderValue=fill).reshape(image.shape)

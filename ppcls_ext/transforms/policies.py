@@ -142,10 +142,16 @@ def perform(
 
 def canvas_of(fillcolor: int | list[int], interpolation: str | int, argument: str = "fillcolor") -> Canvas:
     """The canvas that arguments of a configuration describe."""
+    fill = fill_of(fillcolor, argument)
+    return Canvas(interpolation_code(interpolation, "pil"), fill)
+
+
+def fill_of(fillcolor: int | list[int], argument: str) -> tuple[int, ...]:
+    """One grey for all channels, or three numbers."""
     fill = (fillcolor,) if isinstance(fillcolor, int) else tuple(fillcolor)
     if len(fill) not in (1, 3) or not all(0 <= value <= 255 for value in fill):
         raise Refused(f"{argument}: expected one or three numbers from 0 to 255, got {fillcolor}")
-    return Canvas(interpolation_code(interpolation, "pil"), fill)
+    return fill
 
 
 def need_grey_or_colour(before: Flow) -> None:
