@@ -28,12 +28,16 @@ def refuse_all(title: str, problems: Iterable[str], limit: int = 30) -> None:
     raise Refused("\n".join([f"{title} ({len(problems)} problem{'s' if len(problems) > 1 else ''}):", *lines]))
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence fragment that offers the nearest known name, or the known names when none is near."""
+def did_you_mean(name: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
+    """A sentence fragment that offers the nearest known name, or the known names when none is near.
+
+    `also` names what is offered where it is near, but not listed.
+    """
     known = sorted(str(k) for k in known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    choices = sorted({*known, *map(str, also)})
+    close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.6)
     if not close:
-        by_lower = {k.lower(): k for k in known}
+        by_lower = {k.lower(): k for k in choices}
         close = [by_lower[m] for m in difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)]
     if close:
         return f"Did you mean '{close[0]}'?"

@@ -27,7 +27,7 @@ def create_model(name: str, num_classes: int = 1000, in_channels: int = 3, **arg
     `arguments` are those of its builder; a name or value that it does not take is refused.
     """
     builder = BACKBONES[name]
-    converted, problems = check_arguments(builder, arguments, place=name, hidden=_FROM_PROGRAM)
+    converted, problems = check_arguments(builder, arguments, place=name, hidden=_FROM_PROGRAM, also=_FROM_PROGRAM)
     refuse_all(f"{name} cannot be built", problems)
     return builder(num_classes=num_classes, in_channels=in_channels, **converted)
 

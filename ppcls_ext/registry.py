@@ -12,7 +12,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -103,15 +103,27 @@ def check_value(annotation: Any, value: Any, place: str) -> tuple[Any, list[str]
     adapter = TypeAdapter(annotation)
     for candidate in (value, parse_ratio(value)):
         try:
-            return adapter.validate_python(candidate), []
+            converted = adapter.validate_python(candidate)
         except ValidationError as error:
             first = error.errors()[0]
+        else:
+            endless = [number for number in _numbers(converted) if not math.isfinite(number)]
+            return converted, [f"{place}: expected a finite number, got {number}" for number in endless[:1]]
     inner = "".join(f".{part}" for part in first["loc"] if isinstance(part, int))
     given = repr(first["input"])
     given = given if len(given) < 80 else given[:77] + "..."
     out_of_range = first["type"].startswith(("greater_than", "less_than"))
     expected = first["msg"].removeprefix("Input should be ") if out_of_range else _name_of(annotation)
     return value, [f"{place}{inner}: expected {expected}, got {given}"]
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """The floating-point numbers of a value, those in lists too."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item)
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -148,11 +160,13 @@ def check_arguments(
     arguments: dict[str, Any],
     place: str,
     hidden: frozenset[str] = frozenset(),
+    also: Iterable[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """Bind `arguments` to the signature of `component` without calling it.
 
     Returns the converted arguments and a list of problems, each with its place: unknown names (with the nearest known
-    one), missing ones, and values of a wrong type. `hidden` names are given by the program, not by a configuration.
+    one), missing ones, and values of a wrong type. `hidden` names are given by the program, not by a configuration;
+    `also` are names that may stand beside the component's own, and that a misspelt one may have meant.
     """
     signature, _ = _signature(component)
     known = arguments_of(component, hidden)
@@ -160,7 +174,7 @@ def check_arguments(
     problems: list[str] = []
     for name, value in arguments.items():
         if name not in known:
-            problems.append(f"{place}.{name}: unknown argument. {did_you_mean(name, known)}")
+            problems.append(f"{place}.{name}: unknown argument. {did_you_mean(name, known, also)}")
             continue
         converted[name], wrong = check_value(known[name], value, f"{place}.{name}")
         problems += wrong

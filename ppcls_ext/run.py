@@ -20,11 +20,11 @@ from ppcls_ext import config as configuration
 from ppcls_ext import distributed
 from ppcls_ext.checkpoint import Checkpoint, write_file
 from ppcls_ext.config import Config, FreezeOptions, Split
-from ppcls_ext.criteria import train_losses, train_metrics
+from ppcls_ext.criteria import eval_losses, eval_metrics, train_losses, train_metrics
 from ppcls_ext.data.class_map import CLASS_MAP, write_class_map
 from ppcls_ext.data.loader import Loader
 from ppcls_ext.device import Precision
-from ppcls_ext.errors import Refused
+from ppcls_ext.errors import Refused, did_you_mean
 from ppcls_ext.freezing import NEVER, Freezing
 from ppcls_ext.layers import SyncBatchNorm, convert_sync_batchnorm
 from ppcls_ext.log import RunLog
@@ -85,6 +85,7 @@ class Run:
 def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Checkpoint | None) -> Run:
     """Everything a run needs, at its beginning; `saving.take_up` puts it where `saved` stopped."""
     options, world = config.Global, distributed.world_size()
+    schedule = build_schedule(config)
     loader = build_train_loader(config, saved.metadata.get("class_names") if saved else None, seed)
     dataset = loader.dataset
     eval_loader = None
@@ -119,11 +120,13 @@ def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Check
         network=network,
         replica=replica,
         optimizer=optimizer,
-        schedule=configuration.build(SCHEDULES, config.Optimizer.lr),
+        schedule=schedule,
         rate_factor=rate_factor(config),
         clip=make_clip(config.Optimizer, network),
         freezing=freezing,
-        objective=Objective(train_losses(config, dataset), config.Distill, build_teacher(config, network)),
+        objective=Objective(
+            train_losses(config, dataset), config.Distill, build_teacher(config, network, dataset.class_names)
+        ),
         metrics=train_metrics(config),
         average=average,
         precision=precision,
@@ -144,7 +147,7 @@ def build_network(config: Config, num_classes: int) -> paddle.nn.Layer:
     return network
 
 
-def build_teacher(config: Config, student: paddle.nn.Layer) -> paddle.nn.Layer | None:
+def build_teacher(config: Config, student: paddle.nn.Layer, class_names: list[str] | None) -> paddle.nn.Layer | None:
     """The network of `Distill.teacher` with its weights, in evaluation mode; None without such a section."""
     distill = config.Distill
     if distill is None:
@@ -157,12 +160,28 @@ def build_teacher(config: Config, student: paddle.nn.Layer) -> paddle.nn.Layer |
             f"Distill.weights: {distill.weights} knows {metadata['num_classes']} classes, this run has "
             f"{student.num_classes}; a teacher answers in the classes of the run"
         )
+    for number, (known, own) in enumerate(zip(metadata.get("class_names") or [], class_names or [])):
+        if known != own:
+            raise Refused(
+                f"Distill.weights: class {number} of {distill.weights} is '{known}', of this run '{own}'; a teacher "
+                "answers in the classes of the run"
+            )
     teacher = configuration.build(
         BACKBONES, distill.teacher, num_classes=student.num_classes, in_channels=config.Arch.in_channels
     )
     fit_weights(teacher, distill.weights, strict=True)
     teacher.eval()
     return teacher
+
+
+def build_schedule(config: Config) -> Schedule:
+    """The schedule of the learning rate; one that follows a metric needs evaluations that count it."""
+    schedule = configuration.build(SCHEDULES, config.Optimizer.lr)
+    counted = {"loss", *eval_losses(config), *(name for metric in eval_metrics(config) for name in metric.names())}
+    if schedule.metric is not None and schedule.metric not in counted:
+        near = did_you_mean(schedule.metric, counted)
+        raise Refused(f"Optimizer.lr.metric: evaluations have no '{schedule.metric}'. {near}")
+    return schedule
 
 
 def total_batch(config: Config) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -105,6 +106,12 @@ def test_a_pipeline_with_all_of_them_is_resolved_and_built_again() -> None:
         ("TimmAutoAugment", {"config_str": "rnd-m9"}, "config_str: expected it to begin with one of rand, augmix"),
         ("TimmAutoAugment", {"config_str": "rand-k9"}, "config_str: 'k9' in 'rand-k9' is not one of m<number>"),
         ("TimmAutoAugment", {"config_str": "rand-m11"}, "config_str: expected m from 0 to 10"),
+        ("TimmAutoAugment", {"config_str": "rand-n1.5"}, "config_str: expected a whole number in 'n1.5'"),
+        ("TimmAutoAugment", {"config_str": "augmix-w0"}, "config_str: expected w and d of at least 1 and a above 0"),
+        ("AugMix", {"mixture_depth": 0}, "AugMix.mixture_depth: expected at least 1, or -1 for 1 to 3, got 0"),
+        ("AugMix", {"aug_prob_coeff": math.inf}, "AugMix.aug_prob_coeff: expected a finite number, got inf"),
+        ("ColorJitter", {"contrast": [0.1, math.nan]}, "ColorJitter.contrast: expected a finite number, got nan"),
+        ("GaussianBlur", {"sigma": 1e9}, "GaussianBlur.sigma: expected pixels above 0 to 100, or"),
         ("TrivialAugmentWide", {"num_magnitude_bins": 1}, "num_magnitude_bins: expected at least 2, got 1"),
         ("AugMix", {"mixture_width": 0}, "AugMix.mixture_width: expected at least 1, got 0"),
         ("ColorJitter", {"brightness": -1}, "ColorJitter.brightness: expected a number from 0, or [smallest, largest]"),

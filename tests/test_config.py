@@ -111,9 +111,25 @@ def test_all_mistakes_are_reported_in_one_message_with_place_and_cure(write_conf
 
 
 def test_arguments_that_a_component_does_not_take_are_refused(write_config: Write) -> None:
-    message = refusal(write_config(), "Arch.dropuot=0.1", "Optimizer.lr.gamma=0.1")
+    message = refusal(
+        write_config(), "Arch.dropuot=0.1", "Optimizer.lr.gamma=0.1", "Arch.clas_num=3", "Optimizer.layer_decy=0.9"
+    )
+    assert "Arch.clas_num: unknown argument. Did you mean 'class_num'?" in message
+    assert "Optimizer.layer_decy: unknown argument. Did you mean 'layer_decay'?" in message
     assert "Arch.dropuot: unknown argument. Did you mean 'dropout'?" in message
     assert "Optimizer.lr.gamma: unknown argument" in message
+
+
+def test_numbers_without_end_are_refused_wherever_they_stand(write_config: Write) -> None:
+    message = refusal(
+        write_config(), "Optimizer.lr.learning_rate=.inf", "Optimizer.clip_norm=.inf", "Loss.Train.0.CELoss.weight=.nan"
+    )
+    for place, number in (
+        ("Optimizer.lr.learning_rate", "inf"),
+        ("Optimizer.clip_norm", "inf"),
+        ("Loss.Train.0.CELoss.weight", "nan"),
+    ):
+        assert f"{place}: expected a finite number, got {number}" in message
 
 
 def test_missing_parts_are_named(write_config: Write) -> None:

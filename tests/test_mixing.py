@@ -201,6 +201,7 @@ def test_minmax_boxes_have_sides_between_the_two_and_lie_inside() -> None:
         ([{"Mixup": {"mixup_alpha": 0}}], "mixup_alpha: it and cutmix_alpha are 0, which mixes nothing"),
         ([{"Mixup": {"mode": "pairs"}}], "Mixup.mode: expected one of 'batch', 'pair', 'elem', got 'pairs'"),
         ([{"Mixup": {"cutmix_minmax": [0.5, 0.2]}}], "cutmix_minmax: expected [smallest, largest] share of a side"),
+        ([{"FmixOperator": {"decay_power": -1}}], "FmixOperator: decay_power: expected a number from 0, got -1"),
         ([{"OpSampler": {"MixupOperator": {"alpha": 1}}}], "MixupOperator.prob: expected a probability, 0 to 1, got"),
         ([{"OpSampler": {"FmixOperator": {"prob": 0.7}, "MixupOperator": {"prob": 0.5}}}], "prob sum to at most 1"),
         ([{"OpSampler": {"MixupOperator": {"alhpa": 1, "prob": 1}}}], "unknown argument. Did you mean 'alpha'?"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
+from conftest import small_config, write_pictures
 from test_engine import train, weights
 
 from ppcls_ext import config
@@ -95,7 +97,9 @@ def test_a_student_learns_from_a_trained_teacher_and_is_saved_alone(
     assert written.Distill.teacher.name == "MicroNet_M0" and written.Distill.kind == kind
 
 
-def test_a_teacher_that_cannot_teach_is_refused(write_config: Write, trained: Path, tmp_path: Path) -> None:
+def test_a_teacher_that_cannot_teach_is_refused(
+    write_config: Write, pictures: Path, trained: Path, tmp_path: Path
+) -> None:
     path = write_config(Arch={**STUDENT, "class_num": 3})
     with pytest.raises(Refused, match="Distill.weights: missing; a teacher without trained weights teaches nothing"):
         train(path, "Distill={teacher: {name: MicroNet_M0}}")
@@ -105,8 +109,13 @@ def test_a_teacher_that_cannot_teach_is_refused(write_config: Write, trained: Pa
         train(path, f"Distill={{teacher: {{name: MicroNet_M9}}, weights: {trained}/best_model}}")
     with pytest.raises(Refused, match="best_model holds weights of MicroNet_M0; Distill.teacher is MicroNet_M1"):
         train(path, f"Distill={{teacher: {{name: MicroNet_M1}}, weights: {trained}/best_model}}")
-    from conftest import small_config, write_pictures
-
+    for split in ("train", "val"):  # the teacher's third class is this run's first
+        shutil.copytree(f"{pictures}/{split}", tmp_path / split)
+        (tmp_path / split / "class_2").rename(tmp_path / split / "again")
+    renamed = tmp_path / "renamed.yaml"
+    renamed.write_text(json.dumps(small_config(tmp_path, tmp_path / "output4")))
+    with pytest.raises(Refused, match="class 0 of .*best_model is 'class_0', of this run 'again'"):
+        train(renamed, f"Distill={{teacher: {{name: MicroNet_M0}}, weights: {trained}/best_model}}")
     write_pictures(tmp_path / "five/train", classes=5, images=4)
     write_pictures(tmp_path / "five/val", classes=5, images=2)
     five = tmp_path / "five.yaml"

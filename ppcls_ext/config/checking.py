@@ -71,11 +71,17 @@ class Check:
         return checked
 
     def arguments(
-        self, component: Callable[..., Any], raw: dict[str, Any], place: str, kind: str, check_files: bool
+        self,
+        component: Callable[..., Any],
+        raw: dict[str, Any],
+        place: str,
+        kind: str,
+        check_files: bool,
+        also: Iterable[str] = (),
     ) -> dict[str, Any]:
-        """Bind the arguments of a component and look for the files that they name."""
+        """Bind the arguments of a component and look for the files that they name; `also`: its section's own keys."""
         hidden = PROGRAM_ARGUMENTS.get(kind, frozenset())
-        arguments, wrong = check_arguments(component, raw, place, hidden)
+        arguments, wrong = check_arguments(component, raw, place, hidden, also)
         self.problems += wrong
         if check_files:
             known = arguments_of(component, hidden)
@@ -90,15 +96,21 @@ class Check:
         return arguments
 
     def component(
-        self, table: Registry, raw: Any, place: str, build: bool = False, files: bool = False
+        self,
+        table: Registry,
+        raw: Any,
+        place: str,
+        build: bool = False,
+        files: bool = False,
+        also: Iterable[str] = (),
     ) -> Component | None:
-        """A component written as `name: X` with its arguments beside the name."""
+        """A component written as `name: X` with its arguments, and the keys `also`, beside the name."""
         mapping = self.mapping(raw, place)
         name = mapping.pop("name", None)
         if not isinstance(name, str):
             self.say(f"{place}.name: missing; expected one of the known {table.kind}s: {', '.join(table)}")
             return None
-        return self._known(table, name, mapping, place, f"{place}.name", build, files)
+        return self._known(table, name, mapping, place, f"{place}.name", build, files, also)
 
     def one_key_list(self, table: Registry, raw: Any, place: str, build: bool = False) -> list[Component]:
         """Components written as a list of one-key mappings, `- X: {...}`."""
@@ -120,13 +132,21 @@ class Check:
         return found
 
     def _known(
-        self, table: Registry, name: str, raw: dict[str, Any], place: str, name_place: str, build: bool, files: bool
+        self,
+        table: Registry,
+        name: str,
+        raw: dict[str, Any],
+        place: str,
+        name_place: str,
+        build: bool,
+        files: bool,
+        also: Iterable[str] = (),
     ) -> Component | None:
         if name not in table:
             self.say(f"{name_place}: unknown {table.kind} '{name}'. {did_you_mean(name, table)}")
             return None
         before = len(self.problems)
-        arguments = self.arguments(table[name], raw, place, table.kind, files)
+        arguments = self.arguments(table[name], raw, place, table.kind, files, also)
         if build and len(self.problems) == before:
             # These components are plain values: making one checks its ranges.
             try:
@@ -142,7 +162,8 @@ class Check:
 
     def arch(self, raw: dict[str, Any]) -> ArchOptions:
         mapping = self.section(raw, "Arch")
-        plain = {key: mapping[key] for key in ArchOptions.model_fields if key in mapping and key != "arguments"}
+        keys = ArchOptions.model_fields.keys() - {"arguments"}
+        plain = {key: mapping[key] for key in ArchOptions.model_fields if key in mapping and key in keys}
         own = {key: value for key, value in mapping.items() if key not in plain}
         if plain.get("pretrained") not in (None, False):
             plain.pop("pretrained")
@@ -160,7 +181,7 @@ class Check:
         elif name and name not in registry.BACKBONES:
             self.say(f"Arch.name: unknown backbone '{name}'. {did_you_mean(name, registry.BACKBONES)}")
         elif name:
-            fields["arguments"] = self.arguments(registry.BACKBONES[name], own, "Arch", "backbone", False)
+            fields["arguments"] = self.arguments(registry.BACKBONES[name], own, "Arch", "backbone", False, keys)
         return ArchOptions(**fields)
 
     def terms(self, table: Registry, raw: dict[str, Any], name: str) -> Terms:
@@ -180,7 +201,8 @@ class Check:
         mapping = self.section(raw, "Optimizer")
         if not mapping:
             return None
-        plain = {key: mapping[key] for key in OptimizerOptions.model_fields if key in mapping and key != "arguments"}
+        keys = OptimizerOptions.model_fields.keys() - {"arguments"}
+        plain = {key: mapping[key] for key in OptimizerOptions.model_fields if key in mapping and key in keys}
         own = {key: value for key, value in mapping.items() if key not in plain}
         fields = self.fields(OptimizerOptions, plain, "Optimizer", more_keys=("lr", "regularizer"))
         schedule = self.component(registry.SCHEDULES, mapping.get("lr"), "Optimizer.lr", build=True)
@@ -192,7 +214,7 @@ class Check:
         clips = [key for key in ("clip_norm", "clip_value", "clip_adaptive") if fields.get(key) is not None]
         if len(clips) > 1:
             self.say(f"Optimizer.{clips[1]}: stands beside Optimizer.{clips[0]}; give one of the two")
-        made = self.component(registry.OPTIMIZERS, {"name": fields.get("name"), **own}, "Optimizer")
+        made = self.component(registry.OPTIMIZERS, {"name": fields.get("name"), **own}, "Optimizer", also=keys)
         if schedule is None or made is None:
             return None
         return OptimizerOptions(**{**fields, "lr": schedule, "arguments": made.arguments})
@@ -235,6 +257,8 @@ class Check:
         if dataset is not None:
             self.transforms(dataset.arguments.get("transform_ops"), f"{place}.dataset.transform_ops", channels)
             self.mixing(dataset.arguments.get("batch_transform_ops"), name, f"{place}.dataset.batch_transform_ops")
+            if name == "Eval" and dataset.arguments.get("image_sizes"):
+                self.say(f"{place}.dataset.image_sizes: an evaluation has one size; it belongs in DataLoader.Train")
         sampler = self.component(registry.SAMPLERS, mapping.get("sampler"), f"{place}.sampler", build=True)
         options = self.fields(LoaderOptions, self.mapping(mapping.get("loader"), f"{place}.loader"), f"{place}.loader")
         if dataset is None or sampler is None:

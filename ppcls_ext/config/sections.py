@@ -115,7 +115,7 @@ class FreezeOptions(Section):
     layers: str | list[str] = []
     until: str | None = None
     all_but_head: bool = False
-    unfreeze: dict[Positive, str | list[str]] = {}
+    unfreeze: Annotated[dict[Positive, str | list[str]], "epochs with what trains from then on: {5: stage4}"] = {}
     unfreeze_every: Positive | None = None
 
 

@@ -183,6 +183,8 @@ class FmixOperator:
         _need_alpha("alpha", alpha)
         if not 0 <= max_soft <= 0.5:
             raise Refused(f"max_soft: expected a share from 0 to 0.5, got {max_soft}")
+        if decay_power < 0:
+            raise Refused(f"decay_power: expected a number from 0, got {decay_power}")
         self.alpha, self.decay_power, self.max_soft, self.reformulate = alpha, decay_power, max_soft, reformulate
 
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> Mixing:

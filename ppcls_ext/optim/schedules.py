@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ppcls_ext.errors import RunFailed, did_you_mean
 from ppcls_ext.registry import SCHEDULES
 
 Count = Annotated[int, Field(ge=0)]
@@ -22,7 +22,12 @@ AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 class Schedule:
-    """Warm-up, then `after_warmup(done, total, steps_per_epoch)` with `done` in [0, total) steps."""
+    """Warm-up, then `after_warmup(done, total, steps_per_epoch)` with `done` in [0, total) steps.
+
+    `metric` names what `observe` looks for in an evaluation, None for nothing.
+    """
+
+    metric: str | None = None
 
     def __init__(self, learning_rate: float, warmup_epoch: float, warmup_start_lr: float, by_epoch: bool) -> None:
         for name, value in (("learning_rate", learning_rate), ("warmup_epoch", warmup_epoch)):
@@ -84,8 +89,13 @@ class Cosine(Schedule):
             at = " at its last peak" if cycles > 1 else ""
             raise ValueError(f"eta_min: expected 0 to learning_rate{at} ({lowest:g}), got {eta_min}")
         self.eta_min = eta_min
+        if abs(math.log(cycle_mult)) * (cycles - 1) > math.log(1e6):
+            raise ValueError(
+                f"cycle_mult: {cycle_mult:g} makes some of {cycles} cycles a million times as long as others"
+            )
         lengths = [cycle_mult**cycle for cycle in range(cycles)]
-        self.begins = [sum(lengths[:cycle]) / sum(lengths) for cycle in range(cycles)] + [1.0]  # parts of the run
+        ends = list(accumulate(lengths))
+        self.begins = [0.0, *(end / ends[-1] for end in ends)]  # parts of the run
         self.cycle_decay = cycle_decay
 
     def after_warmup(self, done: int, total: int, steps_per_epoch: int, step: int) -> float:
@@ -113,6 +123,8 @@ class Linear(Schedule):
         super().__init__(learning_rate, warmup_epoch, warmup_start_lr, by_epoch)
         if power <= 0:
             raise ValueError(f"power: expected a number above 0, got {power}")
+        if end_lr < 0:
+            raise ValueError(f"end_lr: expected a number from 0, got {end_lr}")
         self.end_lr = end_lr
         self.power = power
 
@@ -163,6 +175,8 @@ class Piecewise(Schedule):
             raise ValueError(
                 f"decay_epochs and values: expected rising epochs and one value more, got {decay_epochs} and {values}"
             )
+        if any(number < 0 for number in (*decay_epochs, *values)):
+            raise ValueError(f"decay_epochs and values: expected numbers from 0, got {decay_epochs} and {values}")
         if learning_rate is not None and learning_rate != values[0]:
             raise ValueError(
                 f"learning_rate: expected the first of values ({values[0]}) or nothing, got {learning_rate}"
@@ -299,6 +313,8 @@ class Plateau(Schedule):
         by_epoch: bool = False,
     ) -> None:
         super().__init__(learning_rate, warmup_epoch, warmup_start_lr, by_epoch)
+        if min_lr > learning_rate:
+            raise ValueError(f"min_lr: expected 0 to learning_rate ({learning_rate}), got {min_lr}")
         self.metric = metric
         self.sign = {"min": -1, "max": 1}[mode or ("min" if "loss" in metric.lower() else "max")]
         self.factor, self.patience, self.cooldown, self.min_lr = factor, patience, cooldown, min_lr
@@ -307,12 +323,9 @@ class Plateau(Schedule):
         self.bad = self.resting = self.reductions = 0
 
     def after_warmup(self, done: int, total: int, steps_per_epoch: int, step: int) -> float:
-        return max(self.learning_rate * self.factor**self.reductions, min(self.min_lr, self.learning_rate))
+        return max(self.learning_rate * self.factor**self.reductions, self.min_lr)
 
     def observe(self, result: Mapping[str, float]) -> None:
-        if self.metric not in result:
-            near = did_you_mean(self.metric, result)
-            raise RunFailed(f"Optimizer.lr.metric: evaluations have no '{self.metric}'. {near}")
         value = result[self.metric]
         margin = self.threshold * (abs(self.best) if self.best is not None and self.threshold_mode == "rel" else 1)
         if self.best is None or self.sign * (value - self.best) > margin:

@@ -82,6 +82,8 @@ class AugMix:
         if not 0.1 <= self.aug_severity <= 10:
             raise Refused(f"aug_severity: expected 0.1 to 10, got {self.aug_severity}")
         need_whole("mixture_width", self.mixture_width)
+        if self.mixture_depth < 1 and self.mixture_depth != -1:
+            raise Refused(f"mixture_depth: expected at least 1, or -1 for 1 to 3, got {self.mixture_depth}")
         self._canvas: Canvas = canvas_of(0, "bilinear")
         self._names = list(AUGMIX)
 

@@ -95,8 +95,8 @@ class GaussianBlur:
         need_probability("p", self.p)
         self.sigma = [0.1, 2.0] if self.sigma is None else self.sigma
         low, high = self.sigma if isinstance(self.sigma, list) and len(self.sigma) == 2 else (self.sigma, self.sigma)
-        if isinstance(low, list) or not 0 < low <= high < math.inf:
-            raise Refused(f"sigma: expected a number above 0, or [smallest, largest], got {self.sigma}")
+        if isinstance(low, list) or not 0 < low <= high <= 100:
+            raise Refused(f"sigma: expected pixels above 0 to 100, or [smallest, largest], got {self.sigma}")
         if self.kernel_size is not None and (self.kernel_size < 1 or self.kernel_size % 2 == 0):
             raise Refused(f"kernel_size: expected an odd number, got {self.kernel_size}")
         self._range = (float(low), float(high))

@@ -92,8 +92,12 @@ def parse_policy(text: str) -> tuple[str, dict[str, float]]:
             known = ", ".join(f"{letters}<number>" for letters in values)
             raise Refused(f"config_str: {section!r} in {text!r} is not one of {known}")
         values[found[1]] = float(found[2])
+        if found[1] in ("n", "w", "d") and "." in found[2]:
+            raise Refused(f"config_str: expected a whole number in {section!r}, got {text!r}")
     if not 0 <= values.get("m", 0) <= 10 or values.get("n", 1) < 1 or not 0 <= values.get("p", 0) <= 1:
         raise Refused(f"config_str: expected m from 0 to 10, n of at least 1 and p from 0 to 1, got {text!r}")
+    if kind == "augmix" and not (values["w"] >= 1 and values["d"] != 0 and values["a"] > 0):
+        raise Refused(f"config_str: expected w and d of at least 1 and a above 0, got {text!r}")
     if kind == "rand" and (values["w"] not in (-1, 0) or (values["w"] == 0 and values["n"] > len(WEIGHTS))):
         raise Refused(f"config_str: the one table of weights is w0, for up to {len(WEIGHTS)} operations, got {text!r}")
     return kind, values
