@@ -132,6 +132,14 @@ def test_numbers_without_end_are_refused_wherever_they_stand(write_config: Write
         assert f"{place}: expected a finite number, got {number}" in message
 
 
+def test_keys_and_values_of_a_mapping_are_checked_with_their_place(write_config: Write) -> None:
+    sizes, thaw = "DataLoader.Train.dataset.image_sizes", "Freeze.unfreeze"
+    message = refusal(write_config(), f"{sizes}={{1: -5}}", f"{thaw}=[stem]", "Freeze.all_but_head=True")
+    assert f"{sizes}.1: expected greater than or equal to 1, got -5" in message
+    assert f"{thaw}: expected epochs with what trains from then on: {{5: stage4}}, got ['stem']" in message
+    assert f"{sizes}.0: expected greater than or equal to 1, got 0" in refusal(write_config(), f"{sizes}={{0: 32}}")
+
+
 def test_missing_parts_are_named(write_config: Write) -> None:
     message = refusal(write_config(DataLoader={}, Loss={}, Optimizer={}))
     assert "DataLoader.Train: missing; this tool reads it" in message

@@ -237,7 +237,7 @@ class Check:
         if mapping.get("weights") is None:
             self.say("Distill.weights: missing; a teacher without trained weights teaches nothing")
         elif "Train" in self.needs and "weights" in fields and not self.file_of(fields["weights"], ".pdparams"):
-            self.say(f"Distill.weights: no such file: {fields['weights']} (.pdparams or .safetensors)")
+            self.say(f"Distill.weights: no such file: {fields['weights']}, with or without .pdparams")
         if teacher is None or "weights" not in fields:
             return None
         return DistillOptions(**{**fields, "teacher": teacher})
@@ -312,7 +312,7 @@ class Check:
         if evaluates and options.start_eval_epoch > options.epochs:
             self.say(f"Global.start_eval_epoch: {options.start_eval_epoch} is after the last epoch, {options.epochs}")
         if options.pretrained_model is not None and not self.file_of(options.pretrained_model, ".pdparams"):
-            self.say(f"Global.pretrained_model: no such file: {options.pretrained_model} (.pdparams or .safetensors)")
+            self.say(f"Global.pretrained_model: no such file: {options.pretrained_model}, with or without .pdparams")
 
     @staticmethod
     def file_of(path: str, suffix: str) -> bool:

@@ -7,9 +7,10 @@ constructors. Everything that can be wrong with the files is refused there, befo
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from ppcls_ext.data.class_map import agreed_class_names, check_class_names, read_class_map
 from ppcls_ext.data.folders import ClassFolders, scan_class_folders
@@ -21,7 +22,11 @@ from ppcls_ext.errors import Refused, RunFailed, did_you_mean
 from ppcls_ext.registry import DATASETS, InputFile, InputFolder
 from ppcls_ext.transforms import DecodeError, build_transforms
 
-Sizes = dict[int, int | list[int]]  # first epoch -> size of RandCropImage
+# first epoch -> size of RandCropImage
+Sizes = Annotated[
+    dict[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)] | list[Annotated[int, Field(ge=1)]]],
+    "epochs from 1 on with sizes: {1: 128, 30: 160}",
+]
 TransformOps = list[dict[str, dict[str, Any] | None]]
 Unreadable = Literal["error", "skip"]
 
