@@ -303,3 +303,16 @@ def test_initial_weights_are_the_releases() -> None:
 
 def test_every_builder_is_published_or_has_a_small_member_here() -> None:
     assert set(NAMES) | set(SMALL) == set(BACKBONES)
+
+
+def test_the_code_on_the_page_of_networks_runs_and_gives_what_its_comments_say(repository: Path) -> None:
+    page = (repository / "docs/networks.md").read_text(encoding="utf-8")
+    code = page.split("## From Python")[1].split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(code, names)
+    network = names["network"]
+    assert f"strides: {network.stage_channels}, {network.stage_strides}" in code.replace("(", "[").replace(")", "]")
+    for name in ("logits", "features"):
+        assert f"({', '.join(map(str, names[name].shape))})" in code
+    assert [map.shape[1] for map in names["maps"]] == list(network.stage_channels)
+    assert [name for name, _ in network.layer_groups()][:: len(network.layer_groups()) - 1] == ["stem", "head"]
