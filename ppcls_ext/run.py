@@ -169,7 +169,10 @@ def build_teacher(config: Config, student: paddle.nn.Layer, class_names: list[st
     teacher = configuration.build(
         BACKBONES, distill.teacher, num_classes=student.num_classes, in_channels=config.Arch.in_channels
     )
-    fit_weights(teacher, distill.weights, strict=True)
+    try:
+        fit_weights(teacher, distill.weights, strict=True)
+    except Refused as error:
+        raise Refused(f"Distill.weights: {error}") from error
     teacher.eval()
     return teacher
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import small_config, write_pictures
 from test_engine import train, weights
 
-from ppcls_ext import config
+from ppcls_ext import config, create_model
 from ppcls_ext.config import Component, DistillOptions
 from ppcls_ext.errors import Refused
 from ppcls_ext.losses import CELoss
@@ -109,6 +109,10 @@ def test_a_teacher_that_cannot_teach_is_refused(
         train(path, f"Distill={{teacher: {{name: MicroNet_M9}}, weights: {trained}/best_model}}")
     with pytest.raises(Refused, match="best_model holds weights of MicroNet_M0; Distill.teacher is MicroNet_M1"):
         train(path, f"Distill={{teacher: {{name: MicroNet_M1}}, weights: {trained}/best_model}}")
+    foreign = tmp_path / "foreign.pdparams"  # of five classes, and says nothing of itself
+    paddle.save(create_model("ResNetV2", 5, depths=[1, 1, 1], width=8).state_dict(), str(foreign))
+    with pytest.raises(Refused, match=r"Distill.weights: .* Only the classifier differs \(here of 3 classes\)"):
+        train(path, f"Distill={{teacher: {{name: ResNetV2, depths: [1, 1, 1], width: 8}}, weights: {foreign}}}")
     for split in ("train", "val"):  # the teacher's third class is this run's first
         shutil.copytree(f"{pictures}/{split}", tmp_path / split)
         (tmp_path / split / "class_2").rename(tmp_path / split / "again")

@@ -204,7 +204,7 @@ def test_a_head_of_another_class_count_is_replaced_and_said_so(
     source = micronet(1000)
     save_tensors(tmp_path / "x.pdparams", arrays_of(source), {})
     with pytest.raises(
-        Refused, match=r"Only the classifier differs \(here of 5 classes\); replace_head=True"
+        Refused, match=r"Only the classifier differs \(here of 5 classes\); training takes the rest"
     ) as refusal:
         load_weights(micronet(5), tmp_path / "x", replace_head=False)
     assert "classifier.2.linear.0.bias: (1000,) in the file, (5,) in the network" in str(refusal.value)

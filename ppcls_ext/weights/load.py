@@ -171,6 +171,7 @@ def _refuse_misfits(report: LoadReport, model: nn.Layer, network: Mapping[str, T
     others += [text for text in report.mismatched if text.split(":")[0] not in head]
     if problems and not others:
         title += (
-            f". Only the classifier differs (here of {model.num_classes} classes); replace_head=True keeps it fresh"
+            f". Only the classifier differs (here of {model.num_classes} classes); training takes the rest of such a "
+            "file (Global.pretrained_model, load_weights)"
         )
     refuse_all(title, problems)
