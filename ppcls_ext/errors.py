@@ -33,7 +33,7 @@ def did_you_mean(name: str, known: Iterable[str], also: Iterable[str] = ()) -> s
 
     `also` names what is offered where it is near, but not listed.
     """
-    known = sorted(str(k) for k in known)
+    known = sorted({str(k) for k in known})
     choices = sorted({*known, *map(str, also)})
     close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.6)
     if not close:

@@ -114,6 +114,9 @@ def test_arguments_that_a_component_does_not_take_are_refused(write_config: Writ
     message = refusal(
         write_config(), "Arch.dropuot=0.1", "Optimizer.lr.gamma=0.1", "Arch.clas_num=3", "Optimizer.layer_decy=0.9"
     )
+    assert "DataLoader.Eval.shuffle: unknown key. Known: dataset, loader, sampler." in refusal(
+        write_config(), "DataLoader.Eval.shuffle=True"
+    )
     assert "Arch.clas_num: unknown argument. Did you mean 'class_num'?" in message
     assert "Optimizer.layer_decy: unknown argument. Did you mean 'layer_decay'?" in message
     assert "Arch.dropuot: unknown argument. Did you mean 'dropout'?" in message
