@@ -1,9 +1,10 @@
 """The same training in Paddle (ours) and in PyTorch (torchvision's networks): 200 steps on the same batches.
 
-    python benchmarks/recipe_vs_timm.py TRAIN VALIDATION [--network shufflenet|efficientnet] [--steps 200] [--threads 2]
+    python benchmarks/recipe_vs_timm.py [TRAIN VALIDATION] [--network shufflenet] [--steps 200] [--threads 2]
 
-TRAIN and VALIDATION are folders of class folders. Needs torch, torchvision (what `timm` needs too) beside
-requirements.txt, in an environment of its own. Both sides get the same initial weights (torchvision's random ones, read
+TRAIN and VALIDATION are folders of class folders, those of dataset/plant_seedlings by default; the other network is
+efficientnet. Needs torch and torchvision (what `timm` needs too) beside requirements.txt, in an environment of its own.
+Both sides get the same initial weights (torchvision's random ones, read
 by `load_weights`), images (our transforms draw the augmentation once, for both), learning rates, SGD with momentum and
 weight decay. Dropout and drop path are off: the two libraries draw other random numbers.
 
@@ -24,6 +25,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -154,14 +156,18 @@ def batches(dataset: object, steps: int) -> Iterator[tuple[np.ndarray, np.ndarra
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("train", type=Path, help="class folders to train on")
-    parser.add_argument("validation", type=Path, help="class folders to evaluate on")
+    photographs = Path("dataset/plant_seedlings")
+    parser.add_argument("train", type=Path, nargs="?", default=photographs / "train", help="class folders to train on")
+    parser.add_argument("validation", type=Path, nargs="?", default=photographs / "validation", help="to evaluate on")
     parser.add_argument("--network", choices=NETWORKS, default="shufflenet")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.steps <= COMPARED_STEPS:
         raise Refused(f"--steps: more than {COMPARED_STEPS} are needed, got {arguments.steps}")
+    for package in ("torch", "torchvision"):
+        if find_spec(package) is None:
+            raise Refused(f"{package} is not installed; pip install torch torchvision, beside requirements.txt")
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # read when the libraries are imported
     cli.import_paddle()
 

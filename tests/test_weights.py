@@ -445,3 +445,18 @@ def test_the_stored_files_are_what_they_claim() -> None:
     for version, numpy_module in (("2.6.2", "numpy.core.multiarray"), ("3.3.1", "numpy._core.multiarray")):
         data = (STORED / f"paddle_{version}.pdparams").read_bytes()
         assert numpy_module in [argument for _, argument, _ in pickletools.genops(data)]
+
+
+def test_weights_of_a_run_that_diverged_are_refused_or_told(tmp_path: Path) -> None:
+    arrays = arrays_of(small_network())
+    arrays["0.weight"] = np.full_like(arrays["0.weight"], np.nan)
+    save_file(arrays, tmp_path / "diverged.safetensors")
+    network = small_network()
+    before = arrays_of(network)
+    with pytest.raises(
+        Refused, match=r"1 tensors hold NaN or infinite numbers, 0\.weight first: .* earlier checkpoint"
+    ):
+        load_weights(network, tmp_path / "diverged.safetensors")
+    assert_same(network, before)
+    told = load_weights(network, tmp_path / "diverged.safetensors", strict=False).summary()
+    assert "hold NaN or infinite numbers" in told

@@ -64,10 +64,10 @@ def fit_weights(
     """Set the weights of `model` from a file of any kind that `read_weights` reads; a bare path means `.pdparams`.
 
     strict: every tensor of the network must be in the file with its shape, and nothing else may be; otherwise the file
-    is refused and the network stays as it was. `replace_head` excepts the classifier: if the file's has another size
-    (another number of classes) or none, all of it keeps its initial values. With strict=False whatever fits is
-    loaded, and a file is refused only if that is less than half of the network's tensors. `part`: which network of a
-    PyTorch checkpoint that holds several.
+    is refused and the network stays as it was; so is a file with NaN or infinite numbers. `replace_head` excepts the
+    classifier: if the file's has another size (another number of classes) or none, all of it keeps its initial values.
+    With strict=False whatever fits is loaded, and a file is refused only if that is less than half of the network's
+    tensors. `part`: which network of a PyTorch checkpoint that holds several.
 
     PyTorch's conventions and other projects' names are recognised and converted. Raises `Refused`; prints nothing.
     """
@@ -80,6 +80,13 @@ def fit_weights(
         notes.append(f"{rule.project}: {note}")
     tensors = _in_paddle_form(tensors, stored.metadata, model)
     replaceable = head_names(model, network) if replace_head or not strict else []
+    if broken := [name for name in network if name in tensors and not np.isfinite(tensors[name]).all()]:
+        problem = (
+            f"{len(broken)} tensors hold NaN or infinite numbers, {broken[0]} first: the run that wrote them diverged"
+        )
+        if strict:
+            raise Refused(f"{stored.path}: {problem}; take an earlier checkpoint")
+        notes.append(problem)
     report = replace(_compare(network, tensors, str(stored.path), replaceable), notes=tuple(notes))
     if strict:
         _refuse_misfits(report, model, network)
