@@ -15,6 +15,7 @@ missing says so.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -32,8 +33,10 @@ from ppcls_ext import cli
 from ppcls_ext.errors import RunFailed
 
 SIZE = 224
-# our network -> where PyTorch's lies: a name of timm, of torchvision.models, or of torch_networks.py beside this file
+# our network -> where PyTorch's lies: a name of timm, of torchvision.models, or of a file beside this one
 TORCH = {
+    "MicroNet_M0": "torch_micronet micronet_m0",
+    "MicroNet_M3": "torch_micronet micronet_m3",
     "EfficientNetB0": "timm tf_efficientnet_b0",
     "EfficientNetLite0": "timm tf_efficientnet_lite0",
     "ShuffleNetV2_x1_0": "torchvision shufflenet_v2_x1_0",
@@ -123,9 +126,7 @@ def pytorch(name: str, folder: Path, threads: int) -> Run:
 
         network = models.get_model(their_name)
     else:
-        import torch_networks
-
-        network = getattr(torch_networks, their_name)()
+        network = getattr(importlib.import_module(library), their_name)()
     network.eval()
     torch.set_num_threads(threads)
 
@@ -166,11 +167,17 @@ def write_export(name: str, folder: Path) -> None:
 
 def write_onnx(name: str, folder: Path) -> None:
     """`model.onnx`; ONNX has no complex numbers, so RepLKNet's large kernels are exported as plain convolutions."""
+    import paddle
     import paddle2onnx
+    from paddle.nn import functional
 
     from ppcls_ext.export import write_graph
     from ppcls_ext.served import GRAPH_FILES, PARAMETERS_FILE
 
+    def softplus(x: paddle.Tensor) -> paddle.Tensor:
+        return functional.relu(x) + paddle.log1p(paddle.exp(-paddle.abs(x)))
+
+    functional.softplus = softplus  # paddle2onnx 2.1 takes the arguments of Paddle's for others and refuses it
     source = folder / "for_onnx"
     source.mkdir()
     # for every size: where the size of the map is not known, the direct convolution is exported

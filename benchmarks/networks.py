@@ -64,6 +64,15 @@ def arguments_of(network: str, checkpointing: bool) -> dict[str, Any]:
     return {}
 
 
+def arrays_of(network: Any) -> dict[str, Any]:
+    """Our weights under our names, those of linear layers as PyTorch has them."""
+    import paddle
+
+    linear = {f"{name}.weight" for name, layer in network.named_sublayers() if isinstance(layer, paddle.nn.Linear)}
+    arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    return {name: array.T if name in linear else array for name, array in arrays.items()}
+
+
 def paddle_side(row: Row, weights: Path, checkpointing: bool, one_by_one: bool) -> Any:
     """A function that does the row's work once; it gives the logits, or None after a training step."""
     from ppcls_ext import cli
@@ -81,9 +90,7 @@ def paddle_side(row: Row, weights: Path, checkpointing: bool, one_by_one: bool) 
     paddle.seed(0)
     network = ppcls_ext.create_model(row.network, **arguments_of(row.network, checkpointing))
     if not weights.exists():
-        linear = {f"{name}.weight" for name, layer in network.named_sublayers() if isinstance(layer, paddle.nn.Linear)}
-        arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-        np.savez(weights, **{name: array.T if name in linear else array for name, array in arrays.items()})
+        np.savez(weights, **arrays_of(network))
     images = paddle.to_tensor(np.random.default_rng(0).normal(size=(row.batch, 3, SIZE, SIZE)).astype("float32"))
     labels = paddle.to_tensor(np.random.default_rng(1).integers(0, 1000, row.batch))
     if row.work == "infer":
@@ -122,13 +129,7 @@ def torch_side(row: Row, weights: Path) -> Any:
         "GroupMamba_tiny": lambda: there.GroupMambaTiny(scan),
     }
     network = builders[row.network]()
-    renamed = {"_mean": "running_mean", "_variance": "running_var"}
-    state = {}
-    for name, array in np.load(weights).items():
-        head, _, last = name.rpartition(".")
-        state[f"{head}.{renamed.get(last, last)}" if head else name] = torch.from_numpy(array.copy())
-    counters = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
-    network.load_state_dict({**state, **counters})
+    there.load(network, np.load(weights))
     images = torch.from_numpy(np.random.default_rng(0).normal(size=(row.batch, 3, SIZE, SIZE)).astype("float32"))
     labels = torch.from_numpy(np.random.default_rng(1).integers(0, 1000, row.batch))
     if row.work == "infer":

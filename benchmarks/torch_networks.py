@@ -7,11 +7,23 @@ ways, since PyTorch has none on a CPU: step by step, and log-step (Hillis and St
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def load(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Our weights (`arrays_of` in networks.py) into one of these networks; every tensor has to find its place."""
+    renamed = {"_mean": "running_mean", "_variance": "running_var"}
+    state = {}
+    for name, array in arrays.items():
+        head, _, last = name.rpartition(".")
+        state[f"{head}.{renamed.get(last, last)}" if head else name] = torch.from_numpy(array.copy())
+    counters = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
+    network.load_state_dict({**state, **counters})
 
 
 def conv(i: int, o: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import paddle
 import pytest
-from conftest import run_tool
 from networks import SMALL, lively
 from paddle import nn
 
@@ -168,13 +167,3 @@ def test_what_one_version_of_paddle_was_found_to_do_says_nothing_of_another() ->
     assert not onednn_probed({"OneDNN": {**found, "paddle": "0.1"}})
     assert not onednn_probed({"OneDNN": {**found, "enabled": False}})
     assert not onednn_probed({})  # exported before it was tried
-
-
-@pytest.mark.slow
-def test_the_latency_benchmark_prints_a_row_and_why_a_cell_is_empty(repository: Path) -> None:
-    done = run_tool("benchmarks/latency.py", "MicroNet_M0", "--rounds", 1, "--threads", 1, cwd=repository)
-    assert done.returncode == 0, done.stderr
-    cells = done.stdout.splitlines()[-1].split(" | ")
-    assert cells[0] == "| MicroNet_M0" and cells[5] == "none"  # PyTorch has no such network
-    assert all("(" in cell for cell in cells[1:3])
-    assert "(" in cells[4] or cells[4].startswith("no ")

@@ -1,11 +1,12 @@
 """The selective scan of Mamba (Gu and Dao, arXiv 2312.00752) for a state of one number per channel.
 
-h[t] = a[t] h[t-1] + b[t] looks sequential, but two steps in a row are one step of the same form. The scan joins
-neighbours in pairs, scans the pairs, which are half as many, and fills in what lies between, in whole-tensor operators;
-the last 64 pairs or fewer are taken one by one. Directions or groups of one length are scanned together.
+h[t] = a[t] h[t-1] + b[t] looks sequential, but several steps in a row are one step of the same form. The scan joins
+runs of 4 to 8 neighbours, scans the runs, which are fewer, and fills in what lies between, in whole-tensor operators;
+the last 16 runs or fewer are taken one by one. Directions or groups of one length are scanned together.
 
-Forward, ms, one core of a busy machine, PaddlePaddle 3.3.1: ours, Hillis and Steele's log-step scan, single steps.
-(4, 1, 3136, 16): 4.6, 34.5, 147; (4, 8, 3136, 16): 29, 258, 174; (4, 1, 784, 32): 1.9, 9.4, 40.
+Forward, ms, one core of a busy machine, PaddlePaddle 3.3.1: ours; runs of two, of which 64 are taken one by one.
+(4, 1, 3136, 16): 2.5, 3.9; (4, 8, 3136, 16): 27, 32; (4, 1, 784, 32): 1.5, 2.5; (4, 1, 196, 87): 1.2, 1.8. Few
+operators matter most in an exported graph: Paddle Inference needs time to load that grows with their square.
 
 That is plain Paddle, in float32 at least; the graph that is exported for a known size holds the same operators, the
 one for every size a loop of log2(L) rounds. The compiled scan walks the places one by one, 16 channels at a time, in
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
@@ -25,7 +27,7 @@ from paddle import Tensor
 from ppcls_ext.ops import native
 
 _BY_ROW, _BY_COLUMN = 0, 1  # orders, as in scan.cpp: 2 and 3 are the reverse of these
-_LOOPED = 64  # so few steps are taken one by one: for long rows of a batch their state stays in the cache
+_LOOPED = 16  # so few steps are taken one by one
 
 
 # as they are: converted for a graph, a shape that is known in part would become a tensor
@@ -64,9 +66,30 @@ def cross_scan(
     if native.usable(u, bias, a, d):
         step, b, c = projected(u)
         return _compiled(u, step, bias, a, b, c, d, int(height), int(width), [0, 1, 2, 3])
+    if not paddle.in_dynamic_mode() and isinstance(height, int) and isinstance(width, int):
+        order = _places(height, width)
+        u = _gathered(u, order)
+        step, b, c = projected(u)
+        return _gathered(selective_scan(u, step, bias, a, b, c, d), np.argsort(order))
     u = _ordered(u, height, width)
     step, b, c = projected(u)
     return _unordered(selective_scan(u, step, bias, a, b, c, d), height, width)
+
+
+def _places(height: int, width: int) -> np.ndarray:
+    """Which place of four maps, row by row and one after the other, each step of the four scans takes: (4 H W,)."""
+    by_row = np.arange(height * width)
+    by_column = by_row.reshape(height, width).T.flatten()
+    orders = by_row, by_column, by_row[::-1], by_column[::-1]
+    return np.concatenate([group * len(by_row) + order for group, order in enumerate(orders)])
+
+
+def _gathered(x: Tensor, order: np.ndarray) -> Tensor:
+    """(4, N, L, C) with its places in another order, in a graph: one operator and a constant for `_ordered`'s dozen."""
+    _, _, length, channels = x.shape
+    places = x.transpose([1, 0, 2, 3]).flatten(1, 2)  # (N, 4 L, C)
+    places = paddle.gather(places, paddle.assign(order), axis=1)
+    return places.reshape([-1, 4, length, channels]).transpose([1, 0, 2, 3])
 
 
 def _ordered(x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
@@ -167,43 +190,54 @@ class _Scan(paddle.autograd.PyLayer):
 
 def _scan(a: Tensor, b: Tensor, backwards: bool = False) -> Tensor:
     """The scan over axis 2, whose length is known; `backwards`: h[t] = a[t] h[t+1] + b[t]."""
+    return paddle.assign(b) if a.shape[2] == 1 else a * _starts(a, b, backwards) + b
+
+
+def _starts(a: Tensor, b: Tensor, backwards: bool) -> Tensor:
+    """The state that each of at least two steps of the scan starts from: h[t-1], or backwards h[t+1]."""
     length = a.shape[2]
     if length <= _LOOPED:
         return _loop(a, b, backwards)
-    if length % 2:  # one more step that nothing depends on; backwards it passes nothing on
-        rest = paddle.zeros_like(a[:, :, :1])
-        a, b = paddle.concat([a, rest], 2), paddle.concat([b, rest], 2)
-    first_a, second_a = _pairs(a)
-    first_b, second_b = _pairs(b)
+    run = _run_length(length)
+    rest = -length % run
+    if rest:  # more steps that nothing depends on; backwards they pass nothing on
+        nothing = paddle.zeros_like(a[:, :, :rest])
+        a, b = paddle.concat([a, nothing], 2), paddle.concat([b, nothing], 2)
+    steps = list(zip(_in_runs(a, run), _in_runs(b, run)))
     if backwards:
-        first_a, second_a, first_b, second_b = second_a, first_a, second_b, first_b
-    after_second = _scan(first_a * second_a, second_a * first_b + second_b, backwards)
-    # the state that each pair starts from
-    nothing = paddle.zeros_like(after_second[:, :, :1])
-    if backwards:
-        start = paddle.concat([after_second[:, :, 1:], nothing], 2)
-    else:
-        start = paddle.concat([nothing, after_second[:, :, :-1]], 2)
-    after_first = first_a * start + first_b
-    halves = [after_second, after_first] if backwards else [after_first, after_second]
-    groups, n, pairs, channels = after_second.shape
-    h = paddle.stack(halves, 3).reshape([groups, n, 2 * pairs, channels])
-    return h[:, :, :length] if length % 2 else h
-
-
-def _pairs(x: Tensor) -> list[Tensor]:
-    """(G, N, L, C) -> the even and the odd steps, (G, N, L/2, C) each."""
-    groups, n, length, channels = x.shape
-    return paddle.unbind(x.reshape([groups, n, length // 2, 2, channels]), 3)
+        steps.reverse()
+    # what the first steps of each run do, as one step
+    factors, states = map(list, zip(steps[0]))
+    for factor, term in steps[1:]:
+        states.append(factor * states[-1] + term)
+        factors.append(factor * factors[-1])
+    start = _starts(factors.pop(), states.pop(), backwards)  # of each run
+    starts = [start, *(factor * start + state for factor, state in zip(factors, states))]
+    groups, n, runs, channels = start.shape
+    whole = paddle.stack(starts[::-1] if backwards else starts, 3).reshape([groups, n, runs * run, channels])
+    return whole[:, :, :length] if rest else whole
 
 
 def _loop(a: Tensor, b: Tensor, backwards: bool) -> Tensor:
-    """One step after the other."""
+    """The same, one step after the other."""
     steps = list(zip(paddle.unbind(a, 2), paddle.unbind(b, 2)))
-    states: list[Tensor] = []
-    for factor, term in reversed(steps) if backwards else steps:
-        states.append(factor * states[-1] + term if states else term)
+    if backwards:
+        steps.reverse()
+    states = [paddle.zeros_like(steps[0][1]), steps[0][1]]
+    for factor, term in steps[1:-1]:
+        states.append(factor * states[-1] + term)
     return paddle.stack(states[::-1] if backwards else states, 2)
+
+
+def _run_length(length: int) -> int:
+    """4 to 8 steps: so many that the fewest have to be added, and the fewest of those."""
+    return min(range(4, 9), key=lambda run: -length % run)
+
+
+def _in_runs(x: Tensor, run: int) -> list[Tensor]:
+    """(G, N, L, C) -> the first steps of all runs, the second ones ...: (G, N, L / run, C) each."""
+    groups, n, length, channels = x.shape
+    return paddle.unbind(x.reshape([groups, n, length // run, run, channels]), 3)
 
 
 def _scan_of_any_length(a: Tensor, b: Tensor) -> Tensor:
