@@ -47,7 +47,7 @@ def test_the_other_side_of_the_benchmark_takes_our_weights_and_gives_our_logits(
 
 @pytest.mark.slow
 def test_the_latency_benchmark_prints_a_row_and_why_a_cell_is_empty(repository: Path) -> None:
-    done = run_tool("benchmarks/latency.py", "MicroNet_M0", "--rounds", 1, "--threads", 1, cwd=repository)
+    done = run_tool("benchmarks/latency.py", "MicroNet_M0", "--rounds", 1, "--threads", 1, cwd=repository, timeout=900)
     assert done.returncode == 0, done.stderr
     cells = done.stdout.splitlines()[-1].split(" | ")
     assert cells[0] == "| MicroNet_M0"
