@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from ppcls_ext.layers import DepthwiseConv2D
-from ppcls_ext.ops import cross_scan, depthwise_conv, native, token_conv
+from ppcls_ext.layers import DepthwiseConv2D, DirectConv2D
+from ppcls_ext.ops import cross_scan, depthwise_conv, direct_conv, native, token_conv
 
 TOLERANCE = 1e-5  # of the largest value
 
@@ -58,6 +59,46 @@ def test_a_depthwise_convolution_of_any_shape_is_paddles(
             channels = shape[1] * multiplier
             arrays = draw(shape, (channels, 1, *kernel), (channels,))
             assert_agrees(lambda x, w, b, p=padding: depthwise_conv(x, w, b, stride, p), arrays)
+
+
+# (N, C, H, W), output channels, groups: tiles of many and of few channels, uneven ones, strips, blocks of images
+MIXED = [
+    ((2, 8, 7, 9), 8, 2),
+    ((1, 3, 1, 1), 5, 1),
+    ((1, 3, 60, 75), 20, 1),
+    ((5, 16, 14, 14), 32, 2),
+    ((3, 21, 5, 3), 51, 3),
+    ((1, 6, 120, 61), 3, 3),
+]
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (7, 7), (1, 1), (1, 3), (2, 4)], ids=str)
+@pytest.mark.parametrize("stride", STRIDES, ids=str)
+def test_a_convolution_in_groups_or_in_one_of_any_shape_is_paddles(
+    kernel: tuple[int, int], stride: tuple[int, int], built: None
+) -> None:
+    for i, (shape, out_channels, groups) in enumerate(MIXED):
+        padding = [*PADDINGS, (3, 3, 3, 3)][(i + kernel[0] + stride[1]) % 5]
+        if shape[2] + sum(padding[:2]) < kernel[0] or shape[3] + sum(padding[2:]) < kernel[1]:
+            continue
+        arrays = draw(shape, (out_channels, shape[1] // groups, *kernel), (out_channels,))
+        assert_agrees(lambda x, w, b, p=padding, g=groups: direct_conv(x, w, b, stride, p, g), arrays)
+
+
+@pytest.mark.parametrize("padding", ["half", "same"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_convolution_layer_is_paddles_whoever_computes_it(padding: str, bias: bool, built: None) -> None:
+    for channels, groups in ((24, 2), (130, 1), (260, 2)):  # up to 128 in a group are compiled
+        layer = DirectConv2D(channels, 4, 3, 2, padding, groups, bias)
+        arrays = draw((2, channels, 8, 11))
+        results = []
+        for compiled in (True, False):
+            layer.clear_gradients()
+            with nullcontext() if compiled else native.plain():
+                y = result_and_gradients(layer, arrays, "float32")
+            results.append([*y, *(p.grad.numpy() for p in layer.parameters())])
+        for mine, other in zip(*results):
+            np.testing.assert_allclose(mine, other, rtol=0, atol=TOLERANCE * np.abs(other).max())
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 1), (2, 5)], ids=str)
@@ -104,6 +145,9 @@ def test_values_that_are_not_finite_stay_so(built: None) -> None:
     for activation in ("none", "silu", "gelu"):
         wrong = np.isnan(token_conv(x, w, b, 8, 8, activation).numpy())
         assert wrong.sum() == 9 and wrong[..., 2].sum() == 9
+    maps = paddle.ones([1, 4, 30, 30])
+    maps[0, 0, 9, 9] = float("inf")
+    assert (~np.isfinite(DirectConv2D(4, 6, 3, groups=2)(maps).numpy())).sum() == 3 * 9
 
 
 def test_a_view_is_computed_like_its_copy(built: None) -> None:
@@ -130,7 +174,7 @@ def test_what_is_frozen_gets_no_gradient_and_other_types_are_paddles(built: None
 WORK = """
 import hashlib, os, sys
 import numpy as np, paddle
-from ppcls_ext.layers import DepthwiseConv2D, LayerNorm, Linear, StemConv2D
+from ppcls_ext.layers import DepthwiseConv2D, DirectConv2D, LayerNorm, Linear
 from ppcls_ext.ops import cross_scan, native
 native.install()
 def digest():
@@ -144,8 +188,12 @@ def digest():
     y.square().sum().backward()
     with paddle.no_grad():
         tokens = LayerNorm(96)(Linear(64, 96)(paddle.randn([2, 300, 64])))
-        maps = StemConv2D(3, 20, 3)(paddle.randn([1, 3, 61, 70]))
-    parts = (x.grad, layer.weight.grad, layer.bias.grad, y, u.grad, tokens, maps)
+    parts = [x.grad, layer.weight.grad, layer.bias.grad, y, u.grad, tokens]
+    for channels, groups in ((48, 1), (48, 3), (32, 8)):
+        layer = DirectConv2D(channels, channels, 3, groups=groups, bias=True)
+        maps = paddle.randn([3, channels, 40, 37]); maps.stop_gradient = False
+        y = layer(maps); y.square().sum().backward()
+        parts += [y, maps.grad, layer.weight.grad, layer.bias.grad]
     return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
 print(native.status())
 print(digest())

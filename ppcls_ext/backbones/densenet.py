@@ -14,7 +14,7 @@ from paddle import Tensor, nn
 
 from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, backbone
 from ppcls_ext.errors import Refused
-from ppcls_ext.layers import fill_convolutions, global_mean, require_positive
+from ppcls_ext.layers import DirectConv2D, fill_convolutions, global_mean, require_positive
 from ppcls_ext.registry import BACKBONES
 
 
@@ -27,7 +27,7 @@ class DenseLayer(nn.Layer):
         self.norm1 = nn.BatchNorm2D(in_channels)
         self.conv1 = nn.Conv2D(in_channels, hidden, 1, bias_attr=False)
         self.norm2 = nn.BatchNorm2D(hidden)
-        self.conv2 = nn.Conv2D(hidden, growth, 3, padding=1, bias_attr=False)
+        self.conv2 = DirectConv2D(hidden, growth, 3)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class DenseNet(nn.Layer):
         super().__init__()
         self.num_classes = num_classes
         layers: list[tuple[str, nn.Layer]] = [
-            ("conv0", nn.Conv2D(in_channels, width, 7, 2, padding=3, bias_attr=False)),
+            ("conv0", DirectConv2D(in_channels, width, 7, 2)),
             ("norm0", nn.BatchNorm2D(width)),
             ("relu0", nn.ReLU()),
             ("pool0", nn.MaxPool2D(3, 2, padding=1)),

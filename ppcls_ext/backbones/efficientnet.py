@@ -30,7 +30,15 @@ from paddle import Tensor, nn
 
 from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, backbone
 from ppcls_ext.errors import refuse_all
-from ppcls_ext.layers import DepthwiseConv2D, DropPath, GlobalMean, global_mean, make_divisible, require_positive
+from ppcls_ext.layers import (
+    DepthwiseConv2D,
+    DirectConv2D,
+    DropPath,
+    GlobalMean,
+    global_mean,
+    make_divisible,
+    require_positive,
+)
 from ppcls_ext.registry import BACKBONES
 
 ACTIVATIONS: dict[str, type[nn.Layer]] = {"swish": nn.Silu, "relu6": nn.ReLU6}
@@ -55,15 +63,14 @@ class Style:
         return ACTIVATIONS[self.activation]()
 
     def conv(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Conv2D:
-        return nn.Conv2D(in_channels, out_channels, kernel, stride, self._pad(kernel, stride), bias_attr=False)
+        return DirectConv2D(in_channels, out_channels, kernel, stride, self._pad(stride))
 
     def depthwise(self, channels: int, kernel: int, stride: int) -> nn.Conv2D:
-        padding = "same" if self._pad(kernel, stride) == "SAME" else "half"
-        return DepthwiseConv2D(channels, channels, (kernel, kernel), (stride, stride), padding)
+        return DepthwiseConv2D(channels, channels, (kernel, kernel), (stride, stride), self._pad(stride))
 
-    def _pad(self, kernel: int, stride: int) -> int | str:
+    def _pad(self, stride: int) -> Literal["same", "half"]:
         # at stride 1 both conventions are the same
-        return "SAME" if self.padding == "same" and stride > 1 else kernel // 2
+        return "same" if self.padding == "same" and stride > 1 else "half"
 
 
 class SqueezeExcite(nn.Layer):

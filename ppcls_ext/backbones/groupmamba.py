@@ -25,10 +25,10 @@ from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, ba
 from ppcls_ext.errors import Refused
 from ppcls_ext.layers import (
     DepthwiseConv2D,
+    DirectConv2D,
     DropPath,
     LayerNorm,
     Linear,
-    StemConv2D,
     checkpointed,
     drop_path_rates,
     require_positive,
@@ -188,11 +188,11 @@ class Embedding(nn.Layer):
         if stem_width is not None:
             layers: list[nn.Layer] = []
             for kernel, stride, before in ((7, 2, in_channels), (3, 1, stem_width), (3, 1, stem_width)):
-                conv = StemConv2D(before, stem_width, kernel, stride)
+                conv = DirectConv2D(before, stem_width, kernel, stride)
                 layers += [conv, nn.BatchNorm2D(stem_width), nn.ReLU()]
             self.conv = nn.Sequential(*layers)
             in_channels = stem_width
-        self.proj = StemConv2D(in_channels, out_channels, 3, 2, bias=True)
+        self.proj = DirectConv2D(in_channels, out_channels, 3, 2, bias=True)
         self.norm = LayerNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:

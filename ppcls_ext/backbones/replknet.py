@@ -19,6 +19,7 @@ from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, ba
 from ppcls_ext.errors import Refused
 from ppcls_ext.layers import (
     DepthwiseConv2D,
+    DirectConv2D,
     DropPath,
     checkpointed,
     drop_path_rates,
@@ -175,7 +176,7 @@ class RepLKNet(nn.Layer):
         width = channels[0]
         self.stem = nn.LayerList(
             [
-                conv_bn(nn.Conv2D(in_channels, width, 3, 2, 1, bias_attr=False), width, relu=True),
+                conv_bn(DirectConv2D(in_channels, width, 3, 2), width, relu=True),
                 depthwise(width, stride=1),
                 pointwise(width, width, relu=True),
                 depthwise(width, stride=2),

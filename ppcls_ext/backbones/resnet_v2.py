@@ -17,7 +17,7 @@ from paddle import Tensor, nn
 
 from ppcls_ext.backbones.published import Facts, backbone
 from ppcls_ext.errors import Refused
-from ppcls_ext.layers import GlobalMean, fill_convolutions, require_positive
+from ppcls_ext.layers import DirectConv2D, GlobalMean, fill_convolutions, require_positive
 from ppcls_ext.registry import BACKBONES
 
 EXPANSION = 4  # output channels of a block, in multiples of its 3x3 convolution's
@@ -36,7 +36,7 @@ class PreActBottleneck(nn.Layer):
         self.norm1 = nn.BatchNorm2D(in_channels)
         self.conv1 = nn.Conv2D(in_channels, hidden, 1, bias_attr=False)
         self.norm2 = nn.BatchNorm2D(hidden)
-        self.conv2 = nn.Conv2D(hidden, hidden, 3, stride, padding=1, bias_attr=False)
+        self.conv2 = DirectConv2D(hidden, hidden, 3, stride)
         self.norm3 = nn.BatchNorm2D(hidden)
         self.conv3 = nn.Conv2D(hidden, out_channels, 1, bias_attr=False)
 
@@ -54,7 +54,7 @@ class ResNetV2(nn.Layer):
         super().__init__()
         self.num_classes = num_classes
         self.stem = nn.Sequential(
-            ("conv", nn.Conv2D(in_channels, width, 7, 2, padding=3, bias_attr=False)),
+            ("conv", DirectConv2D(in_channels, width, 7, 2)),
             ("pool", nn.MaxPool2D(3, 2, padding=1)),
         )
         self.stage_channels = [width * 2**i * EXPANSION for i in range(len(depths))]

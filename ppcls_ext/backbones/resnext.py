@@ -21,7 +21,7 @@ from paddle import Tensor, nn
 
 from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, Project, backbone
 from ppcls_ext.errors import Refused
-from ppcls_ext.layers import fill_convolutions, fill_like_pytorch, global_mean, require_positive
+from ppcls_ext.layers import DirectConv2D, fill_convolutions, fill_like_pytorch, global_mean, require_positive
 from ppcls_ext.registry import BACKBONES
 
 EXPANSION = 4  # output channels of a block, in multiples of its stage's width
@@ -35,7 +35,7 @@ class Bottleneck(nn.Layer):
         hidden, out_channels = hidden_channels(width, groups, base_width), width * EXPANSION
         self.conv1 = nn.Conv2D(in_channels, hidden, 1, bias_attr=False)
         self.bn1 = nn.BatchNorm2D(hidden)
-        self.conv2 = nn.Conv2D(hidden, hidden, 3, stride, padding=1, groups=groups, bias_attr=False)
+        self.conv2 = DirectConv2D(hidden, hidden, 3, stride, groups=groups)
         self.bn2 = nn.BatchNorm2D(hidden)
         self.conv3 = nn.Conv2D(hidden, out_channels, 1, bias_attr=False)
         self.bn3 = nn.BatchNorm2D(out_channels)
@@ -70,13 +70,13 @@ def projection(in_channels: int, out_channels: int, stride: int, vd: bool) -> nn
 def deep_stem(in_channels: int, width: int) -> nn.Sequential:
     """Three 3x3 convolutions; the last one's batch norm is the network's `bn1`."""
     return nn.Sequential(
-        nn.Conv2D(in_channels, width // 2, 3, 2, 1, bias_attr=False),
+        DirectConv2D(in_channels, width // 2, 3, 2),
         nn.BatchNorm2D(width // 2),
         nn.ReLU(),
-        nn.Conv2D(width // 2, width // 2, 3, 1, 1, bias_attr=False),
+        DirectConv2D(width // 2, width // 2, 3),
         nn.BatchNorm2D(width // 2),
         nn.ReLU(),
-        nn.Conv2D(width // 2, width, 3, 1, 1, bias_attr=False),
+        DirectConv2D(width // 2, width, 3),
     )
 
 
@@ -95,9 +95,7 @@ class ResNeXt(nn.Layer):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.conv1 = (
-            deep_stem(in_channels, width) if vd else nn.Conv2D(in_channels, width, 7, 2, padding=3, bias_attr=False)
-        )
+        self.conv1 = deep_stem(in_channels, width) if vd else DirectConv2D(in_channels, width, 7, 2)
         self.bn1 = nn.BatchNorm2D(width)
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2D(3, 2, padding=1)

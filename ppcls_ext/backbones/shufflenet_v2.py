@@ -21,7 +21,7 @@ from paddle import Tensor, nn
 
 from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, backbone
 from ppcls_ext.errors import Refused
-from ppcls_ext.layers import DepthwiseConv2D, PermuteChannels, global_mean, require_positive, shuffled
+from ppcls_ext.layers import DepthwiseConv2D, DirectConv2D, PermuteChannels, global_mean, require_positive, shuffled
 from ppcls_ext.registry import BACKBONES
 
 ACTIVATIONS: dict[str, type[nn.Layer]] = {"relu": nn.ReLU, "swish": nn.Silu}
@@ -85,7 +85,7 @@ class ShuffleNetV2(nn.Layer):
         super().__init__()
         stem, *stages, last = widths
         self.conv1 = nn.Sequential(
-            nn.Conv2D(in_channels, stem, 3, 2, 1, bias_attr=False), nn.BatchNorm2D(stem), ACTIVATIONS[activation]()
+            DirectConv2D(in_channels, stem, 3, 2), nn.BatchNorm2D(stem), ACTIVATIONS[activation]()
         )
         self.maxpool = nn.MaxPool2D(3, 2, 1)
         self.depths = tuple(depths)

@@ -15,7 +15,7 @@ from paddle import Tensor, nn
 
 from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, backbone
 from ppcls_ext.errors import Refused
-from ppcls_ext.layers import fill_convolutions, require_positive
+from ppcls_ext.layers import DirectConv2D, fill_convolutions, require_positive
 from ppcls_ext.registry import BACKBONES
 
 
@@ -43,7 +43,7 @@ class VGG(nn.Layer):
         channels = in_channels
         for depth, width in zip(depths, widths):
             for _ in range(depth):
-                layers.append(nn.Conv2D(channels, width, 3, padding=1))
+                layers.append(DirectConv2D(channels, width, 3, bias=True))
                 layers += [nn.BatchNorm2D(width), nn.ReLU()] if batch_norm else [nn.ReLU()]
                 channels = width
             self.stage_ends.append(len(layers))

@@ -2,9 +2,9 @@
 
 from ppcls_ext.layers.batch_norm import SyncBatchNorm, convert_sync_batchnorm
 from ppcls_ext.layers.checkpointing import checkpointed
-from ppcls_ext.layers.compiled import LayerNorm, Linear, StemConv2D
+from ppcls_ext.layers.compiled import LayerNorm, Linear
 from ppcls_ext.layers.drop_path import DropPath, drop_path_rates, require_rate
-from ppcls_ext.layers.grouped_conv import DepthwiseConv2D, PointwiseConv2D
+from ppcls_ext.layers.grouped_conv import DepthwiseConv2D, DirectConv2D, PointwiseConv2D
 from ppcls_ext.layers.initial import fill_convolutions, fill_like_pytorch
 from ppcls_ext.layers.permute import PermuteChannels, shuffled
 from ppcls_ext.layers.pooling import GlobalMean, global_mean
@@ -12,13 +12,13 @@ from ppcls_ext.layers.sizes import make_divisible, require_positive
 
 __all__ = [
     "DepthwiseConv2D",
+    "DirectConv2D",
     "DropPath",
     "GlobalMean",
     "LayerNorm",
     "Linear",
     "PermuteChannels",
     "PointwiseConv2D",
-    "StemConv2D",
     "SyncBatchNorm",
     "checkpointed",
     "convert_sync_batchnorm",

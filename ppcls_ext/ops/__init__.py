@@ -1,7 +1,7 @@
 """Operators that Paddle lacks or computes slowly: in plain Paddle, and compiled where a compiler is (`native`)."""
 
-from ppcls_ext.ops.dense_conv import dense_conv
 from ppcls_ext.ops.depthwise import depthwise_conv
+from ppcls_ext.ops.direct_conv import direct_conv
 from ppcls_ext.ops.large_depthwise import LargeDepthwiseConv2D, large_depthwise_conv
 from ppcls_ext.ops.layer_norm import gated_norm, layer_norm
 from ppcls_ext.ops.products import group_linear, linear, merged_linear, split_linear
@@ -11,8 +11,8 @@ from ppcls_ext.ops.token_conv import token_conv
 __all__ = [
     "LargeDepthwiseConv2D",
     "cross_scan",
-    "dense_conv",
     "depthwise_conv",
+    "direct_conv",
     "gated_norm",
     "group_linear",
     "large_depthwise_conv",

@@ -1,106 +1,14 @@
 // Depthwise convolution of maps (N, C, H, W), any kernel, stride and padding, with its gradients.
 //
-// A map is laid out with its padding, and for a stride of s in s * s maps of every s-th row and column. On such a map
-// each tap of the kernel is a shift, so that vectors run on across the ends of rows; what is computed there, beyond the
-// end of a row of the output, is thrown away. Every sum is made by one thread in one order: the bits depend neither on
-// the run nor on the number of threads.
+// Every sum is made by one thread in one order: the bits depend neither on the run nor on the number of threads.
 
-#include "vectors.h"
+#include "maps.h"
 
 namespace {
 
-struct Shape {
-    int64_t n, channels, multiplier, height, width, rows, columns, stride_y, stride_x, top, left, out_height, out_width;
-
-    int64_t taps() const { return rows * columns; }
-    int64_t line() const { return out_width + (columns - 1) / stride_x; }  // of a laid-out map
-    int64_t lines() const { return out_height + (rows - 1) / stride_y; }
-    int64_t reach() const { return (rows - 1) / stride_y * line() + (columns - 1) / stride_x; }
-    int64_t length() const { return out_height * line(); }
-    // of one of the s * s maps, with room for what vectors read beyond its end
-    int64_t laid_out() const { return lines() * line() + beyond(); }
-    int64_t beyond() const { return 4 * LANES + columns; }
-    int64_t phases() const { return stride_y * stride_x; }
-    int64_t phase(int64_t tap) const { return tap / columns % stride_y * stride_x + tap % columns % stride_x; }
-    int64_t shift(int64_t tap) const { return tap / columns / stride_y * line() + tap % columns / stride_x; }
+struct Shape : Maps {
+    int64_t n, channels, multiplier;
 };
-
-// The first and the last + 1 place of a line of phase `x` that lie within the map.
-void inside(const Shape& s, int64_t x, int64_t& first, int64_t& last) {
-    first = x < s.left ? (s.left - x + s.stride_x - 1) / s.stride_x : 0;
-    int64_t end = s.width + s.left - x;  // places before it: place * stride + x - left < width
-    last = end <= 0 ? 0 : (end + s.stride_x - 1) / s.stride_x;
-    if (last > s.line()) last = s.line();
-    if (first > last) first = last;
-}
-
-void lay_out(const Shape& s, const float* map, float* to) {
-    for (int64_t phase = 0; phase < s.phases(); phase++) {
-        int64_t py = phase / s.stride_x, px = phase % s.stride_x, first, last;
-        inside(s, px, first, last);
-        float* out = to + phase * s.laid_out();
-        for (int64_t line = 0; line < s.lines(); line++, out += s.line()) {
-            int64_t y = line * s.stride_y + py - s.top;
-            if (y < 0 || y >= s.height || first == last) {
-                std::memset(out, 0, s.line() * sizeof(float));
-                continue;
-            }
-            const float* row = map + y * s.width + px - s.left;
-            for (int64_t i = 0; i < first; i++) out[i] = 0;
-            if (s.stride_x == 1) {
-                for (int64_t i = first; i < last; i++) out[i] = row[i];
-            } else if (s.stride_x == 2) {
-                for (int64_t i = first; i < last; i++) out[i] = row[2 * i];
-            } else {
-                for (int64_t i = first; i < last; i++) out[i] = row[i * s.stride_x];
-            }
-            for (int64_t i = last; i < s.line(); i++) out[i] = 0;
-        }
-        std::memset(out, 0, s.beyond() * sizeof(float));
-    }
-}
-
-// The reverse: what `lay_out` has left out gets 0.
-void gather(const Shape& s, const float* from, float* map) {
-    for (int64_t y = 0; y < s.height; y++) {
-        int64_t line = (y + s.top) / s.stride_y, py = (y + s.top) % s.stride_y;
-        float* row = map + y * s.width;
-        if (line >= s.lines()) {
-            std::memset(row, 0, s.width * sizeof(float));
-            continue;
-        }
-        if (s.stride_x == 1) {
-            const float* in = from + py * s.laid_out() + line * s.line();
-            int64_t last = s.line() - s.left < s.width ? s.line() - s.left : s.width;
-            for (int64_t x = 0; x < last; x++) row[x] = in[x + s.left];
-            for (int64_t x = last < 0 ? 0 : last; x < s.width; x++) row[x] = 0;
-            continue;
-        }
-        if (s.line() * s.stride_x < s.width + s.left) std::memset(row, 0, s.width * sizeof(float));
-        for (int64_t px = 0; px < s.stride_x; px++) {
-            int64_t first, last;
-            inside(s, px, first, last);
-            const float* in = from + (py * s.stride_x + px) * s.laid_out() + line * s.line();
-            float* out = row + px - s.left;
-            if (s.stride_x == 2) {
-                for (int64_t i = first; i < last; i++) out[2 * i] = in[i];
-            } else {
-                for (int64_t i = first; i < last; i++) out[i * s.stride_x] = in[i];
-            }
-        }
-    }
-}
-
-// A map of the output's size on lines as long as those of a laid-out map, 0 between, before and behind them.
-void spread(const Shape& s, const float* map, float* to, int64_t before) {
-    std::memset(to, 0, before * sizeof(float));
-    to += before;
-    for (int64_t y = 0; y < s.out_height; y++, to += s.line(), map += s.out_width) {
-        for (int64_t x = 0; x < s.out_width; x++) to[x] = map[x];
-        for (int64_t x = s.out_width; x < s.line(); x++) to[x] = 0;
-    }
-    std::memset(to, 0, (s.laid_out() - s.length()) * sizeof(float));
-}
 
 // out[i] = start + sum over taps of weights[t] * from[t][i]; written in whole pairs of vectors
 template <int TAPS>
@@ -147,7 +55,7 @@ void products(vec* sums, const float* g, const float* const* from, int64_t taps,
 }
 
 Shape shape_of(const int64_t* s) {
-    return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12]};
+    return {{s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12]}, s[0], s[1], s[2]};
 }
 
 constexpr int MOST_TAPS = 64 * 64;
@@ -171,9 +79,7 @@ extern "C" void depthwise_forward(const int64_t* sizes, const float* x, const fl
         for (int64_t j = 0; j < s.multiplier; j++) {
             const int64_t own = channel * s.multiplier + j;
             correlate(out, from, weight + own * taps, taps, bias ? bias[own] : 0, s.length());
-            float* to = y + (map * s.multiplier + j) * out_map;
-            for (int64_t row = 0; row < s.out_height; row++)
-                for (int64_t i = 0; i < s.out_width; i++) to[row * s.out_width + i] = out[row * s.line() + i];
+            take_out(s, out, 0, y + (map * s.multiplier + j) * out_map);
         }
     }
 }
@@ -197,7 +103,8 @@ extern "C" void depthwise_backward(const int64_t* sizes, const float* x, const f
         for (int64_t image = 0; image < s.n; image++) {
             const int64_t map = image * s.channels + channel;
             for (int64_t j = 0; j < s.multiplier; j++)
-                spread(s, g + (map * s.multiplier + j) * out_map, spread_g + j * spread_map, before);
+                spread(s, g + (map * s.multiplier + j) * out_map, spread_g + j * spread_map, before, 0, s.out_height,
+                       s.laid_out() - s.length());
             if (bias_gradient) {
                 for (int64_t j = 0; j < s.multiplier; j++) {
                     vec total = {};
@@ -224,7 +131,7 @@ extern "C" void depthwise_backward(const int64_t* sizes, const float* x, const f
                     // with as many lines as the map has, not the output: lines below it are 0 in g
                     correlate(back + phase * s.laid_out(), from, own_weights, count, 0, s.lines() * s.line());
                 }
-                gather(s, back, x_gradient + map * s.height * s.width);
+                gather(s, back, x_gradient + map * s.height * s.width, 0, s.height);
             }
         }
         for (int64_t i = 0; i < s.multiplier * taps && weight_gradient; i++)

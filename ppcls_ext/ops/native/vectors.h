@@ -42,7 +42,37 @@ inline void store(float* to, vec value, int count) {
 }
 
 // of `left` values: how many the next vector takes
-inline int lanes(int64_t left) { return left < LANES ? left : LANES; }
+inline int lanes(int64_t left) { return left < 0 ? 0 : left < LANES ? left : LANES; }
+
+// of a and b one behind the other: LANES values from `start` on, every `step`-th
+template <int START, int STEP>
+inline vec every(vec a, vec b) {
+    ivec places;
+    for (int i = 0; i < LANES; i++) places[i] = START + i * STEP;
+    return __builtin_shuffle(a, b, places);
+}
+
+// the first, or the second, half of a0 b0 a1 b1 ...
+template <int HALF>
+inline vec interleaved(vec a, vec b) {
+    ivec places;
+    for (int i = 0; i < LANES; i++) places[i] = HALF * LANES / 2 + i / 2 + i % 2 * LANES;
+    return __builtin_shuffle(a, b, places);
+}
+
+// rows[i][j] -> rows[j][i]
+inline void transpose(vec* rows) {
+    for (int step = 1; step < LANES; step *= 2) {
+        vec next[LANES];
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES / 2; i++) {
+            next[2 * i] = interleaved<0>(rows[i], rows[i + LANES / 2]);
+            next[2 * i + 1] = interleaved<1>(rows[i], rows[i + LANES / 2]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) rows[i] = next[i];
+    }
+}
 
 // `value` in the first `count` lanes, 0 in the others
 inline vec first(vec value, int count) {
