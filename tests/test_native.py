@@ -14,7 +14,8 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from ppcls_ext.layers import DepthwiseConv2D, DirectConv2D
+from ppcls_ext.layers import DepthwiseConv2D, DirectConv2D, normalised_relu
+from ppcls_ext.layers.batch_norm import _compiled_takes
 from ppcls_ext.ops import cross_scan, depthwise_conv, direct_conv, native, token_conv
 
 TOLERANCE = 1e-5  # of the largest value
@@ -109,6 +110,46 @@ def test_same_padding_is_paddles(size: tuple[int, int], kernel: int, stride: int
     x = paddle.randn([2, 4, *size])
     expected = F.conv2d(x, layer.weight, stride=stride, padding="SAME", groups=4).numpy()
     np.testing.assert_allclose(layer(x).numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 7, 9), (4, 2, 1, 1), (1, 5, 16, 33), (6, 3, 4, 4)], ids=str)
+@pytest.mark.parametrize("with_added", [False, True])
+def test_a_batch_norm_with_what_follows_is_paddles_three_operators(
+    shape: tuple[int, ...], with_added: bool, built: None
+) -> None:
+    arrays = draw(shape, shape)[: 1 + with_added]
+    arrays[0] = 5 + 2 * arrays[0]
+    weight, bias = np.random.default_rng(0).normal(size=(2, shape[1]))
+    results = []
+    for dtype in ("float32", "float64"):
+        paddle.set_default_dtype(dtype)
+        norm = paddle.nn.BatchNorm2D(shape[1], momentum=0.7, epsilon=1e-3)
+        paddle.set_default_dtype("float32")
+        norm.weight.set_value(weight.astype(dtype))
+        norm.bias.set_value(bias.astype(dtype))
+        assert _compiled_takes(norm, paddle.zeros(shape, dtype), None) == (dtype == "float32")
+        computed = result_and_gradients(lambda x, *added, norm=norm: normalised_relu(norm, x, *added), arrays, dtype)
+        computed += [norm.weight.grad.numpy(), norm.bias.grad.numpy(), norm._mean.numpy(), norm._variance.numpy()]
+        results.append(computed)
+    for mine, other in zip(*results):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=TOLERANCE * np.abs(other).max() + 1e-6)
+
+
+def test_a_batch_norm_in_evaluation_frozen_or_with_a_hook_is_paddles(built: None) -> None:
+    norm, x = paddle.nn.BatchNorm2D(3), paddle.randn([2, 3, 5, 5])
+    assert _compiled_takes(norm, x, x) and not _compiled_takes(norm, x, x[:, :, :1])
+    with native.plain():
+        assert not _compiled_takes(norm, x, None)
+    seen = []
+    hook = norm.register_forward_post_hook(lambda layer, inputs, y: seen.append(y))
+    normalised_relu(norm, x)
+    assert len(seen) == 1
+    hook.remove()
+    norm.eval()
+    np.testing.assert_array_equal(normalised_relu(norm, x, x).numpy(), F.relu(norm(x) + x).numpy())
+    assert not _compiled_takes(norm, x, None) and not _compiled_takes(
+        paddle.nn.BatchNorm2D(3, use_global_stats=True), x, x
+    )
 
 
 @pytest.mark.parametrize("activation", ["none", "silu", "gelu"])

@@ -16,12 +16,18 @@ norms 1 and 0, the classifier uniform within 1 / sqrt(features).
 
 from __future__ import annotations
 
-import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, Project, backbone
 from ppcls_ext.errors import Refused
-from ppcls_ext.layers import DirectConv2D, fill_convolutions, fill_like_pytorch, global_mean, require_positive
+from ppcls_ext.layers import (
+    DirectConv2D,
+    fill_convolutions,
+    fill_like_pytorch,
+    global_mean,
+    normalised_relu,
+    require_positive,
+)
 from ppcls_ext.registry import BACKBONES
 
 EXPANSION = 4  # output channels of a block, in multiples of its stage's width
@@ -44,9 +50,9 @@ class Bottleneck(nn.Layer):
             self.downsample = projection(in_channels, out_channels, stride, vd)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+        y = normalised_relu(self.bn1, self.conv1(x))
+        y = normalised_relu(self.bn2, self.conv2(y))
+        return normalised_relu(self.bn3, self.conv3(y), self.downsample(x))
 
 
 def hidden_channels(width: int, groups: int, base_width: int) -> int:
@@ -97,7 +103,6 @@ class ResNeXt(nn.Layer):
         self.num_classes = num_classes
         self.conv1 = deep_stem(in_channels, width) if vd else DirectConv2D(in_channels, width, 7, 2)
         self.bn1 = nn.BatchNorm2D(width)
-        self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2D(3, 2, padding=1)
         channels = width
         for i, depth in enumerate(depths):
@@ -120,7 +125,7 @@ class ResNeXt(nn.Layer):
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """The feature map of each stage; channels and strides are in `stage_channels`, `stage_strides`."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(normalised_relu(self.bn1, self.conv1(x)))
         maps = []
         for _, blocks in self.stages():
             x = blocks(x)

@@ -1,6 +1,6 @@
 """Layers that two or more backbones share."""
 
-from ppcls_ext.layers.batch_norm import SyncBatchNorm, convert_sync_batchnorm
+from ppcls_ext.layers.batch_norm import SyncBatchNorm, convert_sync_batchnorm, normalised_relu
 from ppcls_ext.layers.checkpointing import checkpointed
 from ppcls_ext.layers.compiled import LayerNorm, Linear
 from ppcls_ext.layers.drop_path import DropPath, drop_path_rates, require_rate
@@ -27,6 +27,7 @@ __all__ = [
     "fill_like_pytorch",
     "global_mean",
     "make_divisible",
+    "normalised_relu",
     "require_positive",
     "require_rate",
     "shuffled",

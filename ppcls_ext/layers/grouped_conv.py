@@ -94,9 +94,10 @@ class DirectConv2D(_PaddedConv2D):
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        # 0 of a size is left to Paddle, which says what is wrong
-        if not eager_on_cpu() or self.weight.shape[1] > _MOST_MIXED or not native.usable(x, self.weight, self.bias):
+        if not eager_on_cpu():
             return nn.Conv2D.forward(self, x)  # Paddle 2.6 cannot trace super()
+        if self.weight.shape[1] > _MOST_MIXED or not native.usable(x, self.weight, self.bias):
+            return nn.Conv2D.forward(self, x)
         return direct_conv(x, self.weight, self.bias, self.stride, self.padding_of(*x.shape[2:]), self.groups)
 
 

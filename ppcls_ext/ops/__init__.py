@@ -1,5 +1,6 @@
 """Operators that Paddle lacks or computes slowly: in plain Paddle, and compiled where a compiler is (`native`)."""
 
+from ppcls_ext.ops.batch_norm import batch_norm_relu
 from ppcls_ext.ops.depthwise import depthwise_conv
 from ppcls_ext.ops.direct_conv import direct_conv
 from ppcls_ext.ops.large_depthwise import LargeDepthwiseConv2D, large_depthwise_conv
@@ -10,6 +11,7 @@ from ppcls_ext.ops.token_conv import token_conv
 
 __all__ = [
     "LargeDepthwiseConv2D",
+    "batch_norm_relu",
     "cross_scan",
     "depthwise_conv",
     "direct_conv",

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import paddle
 
-SOURCES = ("depthwise.cpp", "conv.cpp", "tokens.cpp", "scan.cpp", "products.cpp", "norm.cpp")
+SOURCES = ("depthwise.cpp", "conv.cpp", "tokens.cpp", "scan.cpp", "products.cpp", "norm.cpp", "batch_norm.cpp")
 HEADERS = ("vectors.h", "maps.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 SWITCH = "PPCLS_EXT_COMPILED"  # 0: never; anything else, or unset: where it can be built
