@@ -1,6 +1,6 @@
 """Operators in C++, compiled where the suite runs: they install themselves where a compiler is.
 
-`install` builds the sources beside this file into a shared object for this processor, once: about six seconds. The
+`install` builds the sources beside this file into a shared object for this processor, once: some ten seconds. The
 file is kept in a cache folder under a name made of the sources, the compiler and the processor. Without a compiler, or
 with one that fails, everything is computed by Paddle's own operators, and `status` says why. Nothing is built by an
 import.
