@@ -27,8 +27,17 @@ from pathlib import Path
 
 import paddle
 
-SOURCES = ("depthwise.cpp", "conv.cpp", "tokens.cpp", "scan.cpp", "products.cpp", "norm.cpp", "batch_norm.cpp")
-HEADERS = ("vectors.h", "maps.h")
+SOURCES = (
+    "depthwise.cpp",
+    "conv.cpp",
+    "conv_weights.cpp",
+    "tokens.cpp",
+    "scan.cpp",
+    "products.cpp",
+    "norm.cpp",
+    "batch_norm.cpp",
+)
+HEADERS = ("vectors.h", "maps.h", "conv.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 SWITCH = "PPCLS_EXT_COMPILED"  # 0: never; anything else, or unset: where it can be built
 CACHE = "PPCLS_EXT_CACHE"  # the folder of the shared objects, ~/.cache/ppcls_ext unless set
