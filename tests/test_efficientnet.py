@@ -91,7 +91,6 @@ def test_initial_weights_keep_the_size_of_what_passes() -> None:
     block = network.blocks[5][1]
     assert float(block.conv_dw.weight.std()) == pytest.approx((2 / 25) ** 0.5, rel=0.1)
     assert float(block.conv_pw.weight.std()) == pytest.approx((2 / 1152) ** 0.5, rel=0.1)
-    assert float(network.classifier.weight.abs().max()) == pytest.approx(0.1, rel=0.01)
 
 
 @pytest.mark.parametrize(("classes", "bound"), [(12, 1000**-0.5), (1000, 1000**-0.5), (4000, 4000**-0.5)])
