@@ -216,6 +216,7 @@ def test_what_is_frozen_gets_no_gradient_and_other_types_are_paddles(built: None
 WORK = """
 import hashlib, os, sys
 import numpy as np, paddle
+from ppcls_ext.backbones.groupmamba import Block, Embedding
 from ppcls_ext.layers import DepthwiseConv2D, DirectConv2D, LayerNorm, Linear
 from ppcls_ext.ops import cross_scan, native
 native.install()
@@ -236,6 +237,10 @@ def digest():
         maps = paddle.randn([3, channels, 40, 37]); maps.stop_gradient = False
         y = layer(maps); y.square().sum().backward()
         parts += [y, maps.grad, layer.weight.grad, layer.bias.grad]
+    embedding, block = Embedding(3, 84, 20), Block(84, 4, 0)
+    embedding.eval(), block.eval()
+    with paddle.no_grad():
+        parts.append(block(embedding(paddle.randn([2, 3, 61, 70]), 61, 70), 16, 18))
     return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
 print(native.status())
 print(digest())

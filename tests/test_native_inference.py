@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import paddle
 import pytest
+from paddle import nn
 
 from ppcls_ext import create_model
+from ppcls_ext.backbones.groupmamba import Block, ClassBlock, Embedding
 from ppcls_ext.layers import LayerNorm, Linear
-from ppcls_ext.ops import (
-    gated_norm,
-    group_linear,
-    layer_norm,
-    linear,
-    merged_linear,
-    native,
-    split_linear,
-)
+from ppcls_ext.ops import layer_norm, linear, native
 
 TOLERANCE = 1e-5  # of the largest value
 
@@ -53,27 +48,94 @@ def test_a_linear_layer_of_any_shape_is_paddles(rows: tuple[int, int], width: tu
 
 
 @pytest.mark.parametrize("rows", ROWS, ids=str)
-@pytest.mark.parametrize("channels", [1, 4, 16, 21, 40])
-def test_products_of_groups_are_those_of_their_parts(rows: tuple[int, int], channels: int, built: None) -> None:
-    groups, both = 4, 2 * channels
-    shape = (groups, *rows, channels)
-    weights = [(channels, both)] * groups
-    assert_agrees(lambda x, *w: split_linear(x, list(w)), draw((*rows, groups * channels), *weights))
-    weights = [(1, 5, channels)] * groups
-    assert_agrees(lambda x, *w: group_linear(x, list(w), [3, 1, 1]), draw(shape, *weights))
-    assert_agrees(lambda x, *w: group_linear(x, list(w), [5])[0], draw(shape, *weights))
-    weights = [(channels, channels)] * groups
-    arrays = draw(shape, (*rows, groups * channels), (rows[0], groups * channels), *weights)
-    assert_agrees(lambda x, factor, scale, *w: merged_linear(x, list(w), factor, scale), arrays)
-
-
-@pytest.mark.parametrize("rows", ROWS, ids=str)
 @pytest.mark.parametrize("channels", [7, 16, 21, 87, 348])
-def test_a_norm_is_paddles_with_or_without_a_gate(rows: tuple[int, int], channels: int, built: None) -> None:
+def test_a_norm_is_paddles(rows: tuple[int, int], channels: int, built: None) -> None:
     x, weight, bias = draw((*rows, channels), (channels,), (channels,))
     assert_agrees(lambda x, w, b: layer_norm(x, w, b, 1e-5), [3 + x, weight, bias])
-    arrays = draw((3, *rows, channels), (3, *rows, channels), *[(channels,)] * 6)
-    assert_agrees(lambda x, gate, *w: gated_norm(x, gate, list(w[:3]), list(w[3:]), 1e-6), arrays)
+
+
+# ------------------------------------------------------------------------------------------------ whole blocks
+
+
+def drawn(layer: nn.Layer) -> nn.Layer:
+    """The layer in evaluation, every weight and statistic moved away from 0 and 1, where many lie at the start."""
+    rng = np.random.default_rng(0)
+    for name, tensor in layer.state_dict().items():
+        moved = tensor.numpy() + 0.2 * rng.normal(size=tensor.shape)
+        tensor.set_value((np.abs(moved) + 0.1 if name.endswith("_variance") else moved).astype("float32"))
+    layer.eval()
+    return layer
+
+
+def assert_one_call(layer: nn.Layer, image: np.ndarray, *size: int) -> None:
+    """The layer computes in one call what its parts do in float64, and each image by itself."""
+    calls = []
+    library = native.library()
+    assert library is not None
+    with paddle.no_grad(), counted(library, calls):
+        x = paddle.to_tensor(image.astype("float32"))
+        mine = layer(x, *size).numpy()
+        assert len(calls) == 1, calls
+        np.testing.assert_array_equal(layer(x[1:2], *size).numpy(), mine[1:2])
+    layer.to(dtype="float64")
+    with paddle.no_grad():
+        other = layer(paddle.to_tensor(image), *size).numpy()
+    np.testing.assert_allclose(mine, other, rtol=0, atol=TOLERANCE * np.abs(other).max())
+
+
+@contextmanager
+def counted(library: object, calls: list[str]) -> Iterator[None]:
+    """Notes the names of the compiled operators that are called."""
+
+    class Counting:
+        def __getattr__(self, name: str) -> object:
+            if name.endswith("_forward"):
+                calls.append(name)
+            return getattr(library, name)
+
+    native._state.library = Counting()
+    try:
+        yield
+    finally:
+        native._state.library = library
+
+
+@pytest.mark.parametrize("channels", [16, 84, 128])
+@pytest.mark.parametrize("size", [(1, 1), (3, 7), (9, 2), (16, 57)], ids=str)
+def test_a_block_in_one_call_is_its_parts(channels: int, size: tuple[int, int], built: None) -> None:
+    paddle.seed(0)
+    (x,) = draw((3, size[0] * size[1], channels))
+    assert_one_call(drawn(Block(channels, 2.5, 0.0)), x, *size)
+    if size == (3, 7):
+        assert_one_call(drawn(ClassBlock(channels, 4)), x)
+
+
+@pytest.mark.parametrize(
+    ("channels", "stem_width", "out_channels"), [(3, 32, 64), (1, 7, 21), (5, 33, 16), (16, None, 40), (33, None, 9)]
+)
+@pytest.mark.parametrize("size", [(1, 1), (4, 9), (23, 50), (64, 5)], ids=str)
+def test_the_way_into_a_stage_in_one_call_is_its_parts(
+    channels: int, stem_width: int | None, out_channels: int, size: tuple[int, int], built: None
+) -> None:
+    paddle.seed(0)
+    places = (size[0] * size[1], channels) if stem_width is None else (channels, *size)
+    (x,) = draw((3, *places))
+    assert_one_call(drawn(Embedding(channels, out_channels, stem_width)), x, *size)
+
+
+def test_what_a_block_in_one_call_would_pass_by_makes_it_compute_by_parts(built: None) -> None:
+    block, x = drawn(Block(16, 2, 0.0)), paddle.randn([2, 12, 16])
+    seen: list[nn.Layer] = []
+    with paddle.no_grad():
+        expected = block(x, 3, 4).numpy()
+        hook = block.attn.mamba_g2.out_norm.register_forward_post_hook(lambda layer, _, __: seen.append(layer))
+        np.testing.assert_allclose(block(x, 3, 4).numpy(), expected, rtol=1e-4, atol=1e-4)
+        hook.remove()
+        assert seen == [block.attn.mamba_g2.out_norm]
+        block.mlp.fc1 = Linear(16, 32)  # another layer in its place
+        assert not np.allclose(block(x, 3, 4).numpy(), expected, atol=1e-2)
+    block(x, 3, 4).sum().backward()
+    assert all(parameter.grad is not None for parameter in block.parameters())
 
 
 def test_values_that_are_not_finite_stay_so(built: None) -> None:
@@ -83,6 +145,10 @@ def test_values_that_are_not_finite_stay_so(built: None) -> None:
     with paddle.no_grad():
         for y in (layer(x), norm(x)):
             np.testing.assert_array_equal(np.isnan(y.numpy()).any((0, 2)), np.arange(9) == 4)
+        maps = paddle.ones([1, 24 * 24, 4])
+        maps[0, 9 * 24 + 9, 1] = float("inf")  # at odd places: in two windows of three each way
+        y = drawn(Embedding(4, 16))(maps, 24, 24).numpy()
+        assert (~np.isfinite(y)).all(2).sum() == (~np.isfinite(y)).any(2).sum() == 4
 
 
 def test_training_and_frozen_layers_get_the_gradients_of_paddle(built: None) -> None:

@@ -27,13 +27,14 @@ from ppcls_ext.layers import (
     DepthwiseConv2D,
     DirectConv2D,
     DropPath,
+    KeptWeights,
     LayerNorm,
     Linear,
     checkpointed,
     drop_path_rates,
     require_positive,
 )
-from ppcls_ext.ops import cross_scan, gated_norm, group_linear, merged_linear, split_linear, token_conv
+from ppcls_ext.ops import cross_scan, embedding, group_mamba_block, native, token_conv
 from ppcls_ext.registry import BACKBONES
 
 GROUPS = 4  # one for each direction
@@ -99,15 +100,15 @@ class GroupMambaLayer(nn.Layer):
         x = self.norm(x)
         affinity = F.sigmoid(self.fc2(F.relu(self.fc1(x.mean(1)))))
         groups = [self.mamba_g1, self.mamba_g2, self.mamba_g3, self.mamba_g4]
-        inner, gate = split_linear(x, [group.in_proj.weight for group in groups])  # (4, N, H W, C / 4)
+        parts = [group.in_proj(part) for group, part in zip(groups, paddle.split(x, GROUPS, 2))]
+        inner, gate = paddle.split(paddle.stack(parts), 2, 3)  # (4, N, H W, C / 4)
         weight = paddle.stack([group.conv2d.weight.squeeze(1) for group in groups])  # (4, C / 4, 3, 3)
         bias = paddle.stack([group.conv2d.bias for group in groups])
         maps = token_conv(inner, weight, bias, height, width, "silu")
         scanned = scan(groups, maps, height, width)
-        norms = [group.out_norm for group in groups]
-        gated = gated_norm(scanned, gate, [n.weight for n in norms], [n.bias for n in norms], norms[0].epsilon)
-        result = merged_linear(gated, [group.out_proj.weight for group in groups], x, affinity * self.skip_scale)
-        return self.proj(self.norm(result))
+        pairs = zip(groups, paddle.unbind(scanned, 0), paddle.unbind(F.silu(gate), 0))
+        merged = paddle.concat([group.out_proj(group.out_norm(y) * z) for group, y, z in pairs], 2)
+        return self.proj(self.norm(merged * x * (affinity * self.skip_scale).unsqueeze(1)))
 
 
 def scan(groups: list[SS2D], u: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
@@ -115,14 +116,15 @@ def scan(groups: list[SS2D], u: Tensor, height: int | Tensor, width: int | Tenso
     bias = paddle.concat([group.dt_projs_bias for group in groups])
     decay = -paddle.exp(paddle.stack([group.A_logs for group in groups]).squeeze(2))
     skip = paddle.stack([group.Ds for group in groups])
-    weights = [group.x_proj_weight for group in groups]  # (1, R + 2, C)
-    step_weights = [group.dt_projs_weight for group in groups]  # (1, C, R)
-    channels, rank = step_weights[0].shape[1:]
+    weight = paddle.concat([group.x_proj_weight for group in groups])  # (4, R + 2, C)
+    step_weight = paddle.concat([group.dt_projs_weight for group in groups])  # (4, C, R)
+    channels, rank = step_weight.shape[1:]
 
     def projected(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        low, b, c = group_linear(u, weights, [rank, 1, 1])
-        (step,) = group_linear(low, step_weights, [channels])
-        return step, b, c
+        length = u.shape[2] if u.shape[2] > 0 else paddle.shape(u)[2]  # of a graph for every size
+        low, b, c = paddle.split(paddle.matmul(u.flatten(1, 2), weight, transpose_y=True), [rank, 1, 1], axis=2)
+        step = paddle.matmul(low, step_weight, transpose_y=True)
+        return tuple(y.reshape([GROUPS, -1, length, own]) for y, own in ((step, channels), (b, 1), (c, 1)))
 
     return cross_scan(u, projected, bias, decay, skip, height, width)
 
@@ -147,6 +149,47 @@ class ConvMLP(nn.Layer):
         return self.fc2(token_conv(x.unsqueeze(0), weight, bias, height, width, "gelu").squeeze(0))
 
 
+# in the order of ops/native/group_mamba.cpp
+_OF_THE_LAYER = ("norm.weight", "norm.bias", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias", "skip_scale")
+_OF_A_GROUP = (
+    *("in_proj.weight", "conv2d.weight", "conv2d.bias", "x_proj_weight", "dt_projs_weight", "dt_projs_bias"),
+    *("A_logs", "Ds", "out_norm.weight", "out_norm.bias", "out_proj.weight"),
+)
+_OF_A_BLOCK = (
+    *(f"attn.{name}" for name in _OF_THE_LAYER),
+    *(f"attn.mamba_g{i + 1}.{name}" for i in range(GROUPS) for name in _OF_A_GROUP),
+    *("attn.proj.weight", "attn.proj.bias", "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"),
+    *("mlp.fc1.weight", "mlp.fc1.bias", "mlp.dwconv.dwconv.weight", "mlp.dwconv.dwconv.bias"),
+    *("mlp.fc2.weight", "mlp.fc2.bias"),
+)
+
+
+class OneCall:
+    """What a block computes in evaluation, by the compiled operator for all of it."""
+
+    def __init__(self, block: Block | ClassBlock, without: str) -> None:
+        """`without`: what the names of weights start with that a block of this kind has not."""
+        attn, inner = block.attn, block.attn.mamba_g1
+        self.weights = KeptWeights([None if name.startswith(without) else name for name in _OF_A_BLOCK])
+        last = block.norm2.epsilon
+        # the third is that of norm1, which has the same
+        self.epsilons = attn.norm.epsilon, inner.out_norm.epsilon, last, last
+        self.rank = inner.dt_projs_weight.shape[2]
+        self.reduced, self.hidden = attn.fc1.weight.shape[1], block.mlp.fc1.weight.shape[1]
+
+    # as it is, not converted for a static graph
+    @paddle.jit.not_to_static
+    def compute(self, block: Block | ClassBlock, x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor | None:
+        """The block's result of tokens that it changes; None where its parts have to compute by themselves."""
+        if block.training or not native.usable_for_inference(x):
+            return None
+        addresses = self.weights.addresses(block)
+        if addresses is None:
+            return None
+        sizes = dict(rank=self.rank, reduced=self.reduced, hidden=self.hidden)
+        return group_mamba_block(x, addresses, self.epsilons, height=int(height), width=int(width), **sizes)
+
+
 class Block(nn.Layer):
     """The group layer, which normalises by itself, and the MLP, with residuals: (N, H W, C) -> (N, H W, C)."""
 
@@ -156,8 +199,12 @@ class Block(nn.Layer):
         self.attn = GroupMambaLayer(channels)
         self.mlp = ConvMLP(channels, int(channels * mlp_ratio), convolution=True)
         self.drop_path = DropPath(drop_path)
+        self.one_call = OneCall(self, without="norm1")
 
     def forward(self, x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
+        result = self.one_call.compute(self, x, height, width)
+        if result is not None:
+            return result
         x = x + self.drop_path(self.attn(x, height, width))
         return x + self.drop_path(self.mlp(self.norm2(x), height, width))
 
@@ -171,16 +218,22 @@ class ClassBlock(nn.Layer):
         self.norm2 = LayerNorm(channels, epsilon=1e-6)
         self.attn = GroupMambaLayer(channels)
         self.mlp = ConvMLP(channels, int(channels * mlp_ratio), convolution=False)
+        self.one_call = OneCall(self, without="mlp.dwconv")
 
     def forward(self, x: Tensor) -> Tensor:
         token = x[:, :1]
-        token = token + self.norm1(self.attn(token, 1, 1))
-        token = token + self.mlp(self.norm2(token), 1, 1)
-        return paddle.concat([token, x[:, 1:]], 1)
+        result = self.one_call.compute(self, token, 1, 1)
+        if result is None:
+            token = token + self.norm1(self.attn(token, 1, 1))
+            result = token + self.mlp(self.norm2(token), 1, 1)
+        return paddle.concat([result, x[:, 1:]], 1)
+
+
+_OF_A_STEM = (nn.Conv2D, nn.BatchNorm2D, nn.ReLU)
 
 
 class Embedding(nn.Layer):
-    """Half the height and width: (N, in, H, W) -> (N, H/2 W/2, out). The stem halves them once more before that."""
+    """Half the height and width: (N, H W, in) -> (N, H/2 W/2, out); the first from (N, in, H, W), halved once more."""
 
     def __init__(self, in_channels: int, out_channels: int, stem_width: int | None = None) -> None:
         super().__init__()
@@ -194,9 +247,41 @@ class Embedding(nn.Layer):
             in_channels = stem_width
         self.proj = DirectConv2D(in_channels, out_channels, 3, 2, bias=True)
         self.norm = LayerNorm(out_channels)
+        names = ["proj.weight", "proj.bias", "norm.weight", "norm.bias"]  # in the order of ops/native/embedding.cpp
+        if self.conv is not None:
+            own = ("weight", "bias", "_mean", "_variance")
+            stem = [[f"conv.{i}.weight", *(f"conv.{i + 1}.{name}" for name in own)] for i in (0, 3, 6)]
+            names = [name for part in stem for name in part] + names
+        self.kept = KeptWeights(names)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(to_tokens(self.proj(x if self.conv is None else self.conv(x))))
+    def forward(self, x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
+        result = self.in_one_call(x, height, width)
+        if result is not None:
+            return result
+        maps = to_map(x, height, width) if self.conv is None else self.conv(x)
+        return self.norm(to_tokens(self.proj(maps)))
+
+    # as it is, not converted for a static graph
+    @paddle.jit.not_to_static
+    def in_one_call(self, x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor | None:
+        """The same in evaluation, where the compiled operator can; else None."""
+        layers = [] if self.conv is None else list(self.conv)
+        # a batch norm of several processes, or one in training, computes by itself
+        if self.training or any(layer.training or not isinstance(layer, _OF_A_STEM) for layer in layers):
+            return None
+        weights = self.kept.addresses(self) if native.usable_for_inference(x) else None
+        if weights is None:
+            return None
+        convolutions = [layer for layer in (*layers, self.proj) if isinstance(layer, nn.Conv2D)]
+        return embedding(
+            x,
+            weights,
+            [(conv.weight.shape[2], conv._stride[0], conv.weight.shape[0]) for conv in convolutions],
+            height=int(height),
+            width=int(width),
+            batch_epsilon=layers[1]._epsilon if layers else 0.0,
+            epsilon=self.norm.epsilon,
+        )
 
 
 class GroupMamba(nn.Layer):
@@ -238,25 +323,34 @@ class GroupMamba(nn.Layer):
 
         All but the last are normalised, as they go on to the next stage.
         """
+        return [to_map(tokens, height, width) for tokens, height, width in self._stages(x)]
+
+    def _stages(self, x: Tensor) -> list[tuple[Tensor, int | Tensor, int | Tensor]]:
+        """Tokens (N, H W, C), height and width at the end of each stage."""
         children = dict(self.named_children())
-        maps = []
-        height, width = (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
+        results = []
+        height, width = x.shape[2], x.shape[3]
         for i in range(1, self.num_stages + 1):
-            x = children[f"patch_embed{i}"](x)
+            x = children[f"patch_embed{i}"](x, height, width)
+            if i == 1:  # the stem
+                height, width = (height + 1) // 2, (width + 1) // 2
             height, width = (height + 1) // 2, (width + 1) // 2
             for block in children[f"block{i}"]:
                 x = checkpointed(block, x, height, width, enable=self.checkpointing)
-            x = to_map(children[f"norm{i}"](x) if i < self.num_stages else x, height, width)
-            maps.append(x)
-        return maps
+            x = children[f"norm{i}"](x) if i < self.num_stages else x
+            results.append((x, height, width))
+        return results
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, num_features, H/32, W/32) for the published members."""
-        return self.forward_stages(x)[-1]
+        return to_map(*self._stages(x)[-1])
 
     def forward_head(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Feature map -> logits (N, num_classes); in training, with distillation, those of both heads."""
-        x = to_tokens(x)
+        return self._head(to_tokens(x))
+
+    def _head(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """The same of tokens (N, H W, C)."""
         x = paddle.concat([x.mean(1, keepdim=True), x], 1)
         for block in self.post_network:
             x = block(x)
@@ -267,7 +361,7 @@ class GroupMamba(nn.Layer):
         return both if self.training else (both[0] + both[1]) / 2
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return self.forward_head(self.forward_features(x))
+        return self._head(self._stages(x)[-1][0])
 
     def layer_groups(self) -> list[tuple[str, list[str]]]:
         """(group, prefixes of its parameter names) from input to output; "head" is what depends on the class count."""

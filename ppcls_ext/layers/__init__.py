@@ -6,6 +6,7 @@ from ppcls_ext.layers.compiled import LayerNorm, Linear
 from ppcls_ext.layers.drop_path import DropPath, drop_path_rates, require_rate
 from ppcls_ext.layers.grouped_conv import DepthwiseConv2D, DirectConv2D, PointwiseConv2D
 from ppcls_ext.layers.initial import fill_convolutions, fill_like_pytorch
+from ppcls_ext.layers.kept import KeptWeights
 from ppcls_ext.layers.permute import PermuteChannels, shuffled
 from ppcls_ext.layers.pooling import GlobalMean, global_mean
 from ppcls_ext.layers.sizes import make_divisible, require_positive
@@ -15,6 +16,7 @@ __all__ = [
     "DirectConv2D",
     "DropPath",
     "GlobalMean",
+    "KeptWeights",
     "LayerNorm",
     "Linear",
     "PermuteChannels",

@@ -3,9 +3,10 @@
 from ppcls_ext.ops.batch_norm import batch_norm_relu
 from ppcls_ext.ops.depthwise import depthwise_conv
 from ppcls_ext.ops.direct_conv import direct_conv
+from ppcls_ext.ops.group_mamba import embedding, group_mamba_block
 from ppcls_ext.ops.large_depthwise import LargeDepthwiseConv2D, large_depthwise_conv
-from ppcls_ext.ops.layer_norm import gated_norm, layer_norm
-from ppcls_ext.ops.products import group_linear, linear, merged_linear, split_linear
+from ppcls_ext.ops.layer_norm import layer_norm
+from ppcls_ext.ops.products import linear
 from ppcls_ext.ops.selective_scan import cross_scan, linear_scan, selective_scan
 from ppcls_ext.ops.token_conv import token_conv
 
@@ -15,14 +16,12 @@ __all__ = [
     "cross_scan",
     "depthwise_conv",
     "direct_conv",
-    "gated_norm",
-    "group_linear",
+    "embedding",
+    "group_mamba_block",
     "large_depthwise_conv",
     "layer_norm",
     "linear",
     "linear_scan",
-    "merged_linear",
     "selective_scan",
-    "split_linear",
     "token_conv",
 ]

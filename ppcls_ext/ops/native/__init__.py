@@ -21,7 +21,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +36,10 @@ SOURCES = (
     "products.cpp",
     "norm.cpp",
     "batch_norm.cpp",
+    "embedding.cpp",
+    "group_mamba.cpp",
 )
-HEADERS = ("vectors.h", "maps.h", "conv.h")
+HEADERS = ("vectors.h", "maps.h", "conv.h", "tiles.h", "steps.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 SWITCH = "PPCLS_EXT_COMPILED"  # 0: never; anything else, or unset: where it can be built
 CACHE = "PPCLS_EXT_CACHE"  # the folder of the shared objects, ~/.cache/ppcls_ext unless set
@@ -130,11 +132,6 @@ def usable_for_inference(*tensors: paddle.Tensor | None) -> bool:
 def pointer(x: paddle.Tensor | None) -> ctypes.c_void_p | None:
     """The address of a tensor's values, which must lie in order; see `ready`."""
     return None if x is None else ctypes.c_void_p(x.data_ptr())
-
-
-def pointers(tensors: Sequence[paddle.Tensor | None], offset: int = 0) -> ctypes.Array:
-    """The addresses of several tensors' values, from the `offset`-th on."""
-    return (ctypes.c_void_p * len(tensors))(*(None if x is None else x.data_ptr() + 4 * offset for x in tensors))
 
 
 def ready(x: paddle.Tensor) -> paddle.Tensor:

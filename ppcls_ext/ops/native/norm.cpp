@@ -1,12 +1,9 @@
 // Layer norm of tokens, several groups with weights of their own, and its product with SiLU of a gate.
 
-#include "vectors.h"
+#include "steps.h"
 
-// sizes: groups, rows of a group, channels. x, gate, y (groups, rows, C); weight[i], bias[i] (C,); gate may be null.
-// y = ((x - mean) / sqrt(variance + epsilon) weight + bias) silu(gate)
-extern "C" void norm_forward(const int64_t* sizes, float epsilon, const float* x, const float* const* weight,
-                             const float* const* bias, const float* gate, float* y) {
-    const int64_t groups = sizes[0], rows = sizes[1], channels = sizes[2];
+void normalise(int64_t groups, int64_t rows, int64_t channels, float epsilon, const float* x,
+               const float* const* weight, const float* const* bias, const float* gate, float* y) {
 #pragma omp parallel for schedule(static) if (groups * rows * channels >= 16384)  // threads take 10 us to wake
     for (int64_t row = 0; row < groups * rows; row++) {
         const float* from = x + row * channels;
@@ -30,4 +27,10 @@ extern "C" void norm_forward(const int64_t* sizes, float epsilon, const float* x
             store(y + row * channels + c, result, count);
         }
     }
+}
+
+// sizes: rows, channels. x, y (rows, channels), weight, bias (channels,)
+extern "C" void norm_forward(const int64_t* sizes, float epsilon, const float* x, const float* weight,
+                             const float* bias, float* y) {
+    normalise(1, sizes[0], sizes[1], epsilon, x, &weight, &bias, nullptr, y);
 }

@@ -5,7 +5,7 @@
 // gradients keep nothing of the forward pass but its arguments: h is computed once more, of one row of lanes at a time,
 // which fits into the cache. Every sum is made by one thread in one order.
 
-#include "vectors.h"
+#include "steps.h"
 
 namespace {
 
@@ -24,9 +24,48 @@ int64_t first_channel(int64_t block, int64_t channels) {
     return first + LANES > channels && channels >= LANES ? channels - LANES : first;
 }
 
+// Calls take(place) in the order of a scan: as Order gives it, without its divisions.
+template <class Take>
+void visit(int64_t height, int64_t width, int64_t kind, const Take& take) {
+    const bool by_row = kind % 2 == 0;
+    const int64_t outer = by_row ? height : width, inner = by_row ? width : height;
+    const int64_t sign = kind >= 2 ? -1 : 1, start = kind >= 2 ? height * width - 1 : 0;
+    const int64_t outer_step = sign * (by_row ? width : 1), inner_step = sign * (by_row ? 1 : width);
+    for (int64_t i = 0; i < outer; i++)
+        for (int64_t j = 0; j < inner; j++) take(start + i * outer_step + j * inner_step);
+}
+
 thread_local Scratch scratch;
 
 }  // namespace
+
+void scan_of_products(const ScanShape& s, const float* u, const float* low, const float* const* step_weight,
+                      const float* const* bias, const float* const* a_log, const float* const* d, float* y) {
+    const int64_t length = s.height * s.width, channels = s.channels, blocks = (channels + LANES - 1) / LANES;
+    const int64_t low_row = s.rank + 2;
+    const int count = channels < LANES ? channels : LANES;
+#pragma omp parallel for schedule(static)
+    for (int64_t item = 0; item < 4 * s.n * blocks; item++) {
+        const int64_t row = item / blocks, group = row / s.n, first = first_channel(item % blocks, channels);
+        const int64_t start = row * length * channels + first;
+        const vec bias_v = load(bias[group] + first, count), d_v = load(d[group] + first, count);
+        const vec a_v = -exponential(load(a_log[group] + first, count));
+        float* weights = scratch.of(s.rank * LANES);
+        for (int64_t r = 0; r < s.rank; r++)
+            for (int i = 0; i < LANES; i++)
+                weights[r * LANES + i] = i < count ? step_weight[group][(first + i) * s.rank + r] : 0.0f;
+        vec h = {};
+        visit(s.height, s.width, group, [&](int64_t p) {
+            const int64_t at = start + p * channels;
+            const float* own = low + (row * length + p) * low_row;
+            vec step = {};
+            for (int64_t r = 0; r < s.rank; r++) step += load(weights + r * LANES) * own[r];
+            const vec u_v = load(u + at, count), size = softplus(step + bias_v);
+            h = exponential(size * a_v) * h + size * u_v * own[s.rank];
+            store(y + at, h * own[s.rank + 1] + d_v * u_v, count);
+        });
+    }
+}
 
 // sizes: G, N, H, W, C; orders: of each group. u, step (G, N, L, C); b, c (G, N, L); bias, a, d (G, C) -> y
 extern "C" void scan_forward(const int64_t* sizes, const int64_t* orders, const float* u, const float* step,

@@ -3,21 +3,11 @@
 // Channels lie side by side and are the lanes of vectors: no transposition to maps and back. Consecutive images share a
 // set of weights. Every sum is made by one thread in one order.
 
-#include "vectors.h"
+#include <vector>
+
+#include "steps.h"
 
 namespace {
-
-enum Activation { NONE = 0, SILU = 1, GELU = 2 };
-
-inline vec activated(vec z, int64_t activation) {
-    if (activation == SILU) return z * sigmoid(z);
-    if (activation == GELU) {
-        vec distribution, density;
-        normal(z, distribution, density);
-        return z * distribution;
-    }
-    return z;
-}
 
 inline vec slope(vec z, int64_t activation) {
     if (activation == SILU) {
@@ -32,8 +22,7 @@ inline vec slope(vec z, int64_t activation) {
     return all(1);
 }
 
-struct Shape {
-    int64_t sets, n, height, width, channels;
+struct Shape : TokenShape {
     int64_t blocks() const { return (channels + LANES - 1) / LANES; }
     int64_t first(int64_t block) const {
         int64_t start = block * LANES;
@@ -46,12 +35,11 @@ constexpr int TOGETHER = 4;  // places of a row
 
 thread_local Scratch scratch;
 
-// (sets, C, 9) -> (sets, 9, C), mirrored for the gradient of x
-void by_tap(const Shape& s, const float* weight, float* to, bool mirrored) {
+// Of each set: (C, 9) -> (9, C), mirrored for the gradient of x
+void by_tap(const Shape& s, const float* const* weight, float* to, bool mirrored) {
     for (int64_t set = 0; set < s.sets; set++)
-        for (int64_t c = 0; c < s.channels; c++)
-            for (int64_t t = 0; t < 9; t++)
-                to[(set * 9 + t) * s.channels + c] = weight[(set * s.channels + c) * 9 + (mirrored ? 8 - t : t)];
+        for (int64_t t = 0; t < 9; t++)
+            for (int64_t c = 0; c < s.channels; c++) *to++ = weight[set][c * 9 + (mirrored ? 8 - t : t)];
 }
 
 // One row of places: out = bias + sum over taps of weights * x, through `finish`
@@ -60,16 +48,15 @@ void convolve_row(const Shape& s, const float* image, const float* weights, cons
                   const Finish& finish) {
     const int64_t step = s.channels, line = s.width * step, blocks = s.blocks();
     const int count = s.count();
-    const bool whole_rows = y > 0 && y + 1 < s.height;
+    const int top = y > 0 ? 0 : 1, bottom = y + 1 < s.height ? 3 : 2;  // rows of the kernel that meet the map
     for (int64_t x = 0; x < s.width; x++) {
         const float* centre = image + y * line + x * step;
-        if (whole_rows && x > 0 && x + TOGETHER < s.width) {  // several places share what they load
+        if (x > 0 && x + TOGETHER < s.width) {  // several places share what they load
             for (int64_t block = 0; block < blocks; block++) {
                 const int64_t c = s.first(block);
                 const vec start = bias ? load(bias + c, count) : vec{};
                 vec sums[TOGETHER] = {start, start, start, start};
-#pragma GCC unroll 3
-                for (int i = 0; i < 3; i++) {
+                for (int i = top; i < bottom; i++) {
                     vec around[TOGETHER + 2];
 #pragma GCC unroll 6
                     for (int p = 0; p < TOGETHER + 2; p++)
@@ -85,40 +72,35 @@ void convolve_row(const Shape& s, const float* image, const float* weights, cons
                 for (int p = 0; p < TOGETHER; p++) finish((y * s.width + x + p) * step + c, sums[p]);
             }
             x += TOGETHER - 1;
-        } else if (whole_rows && x > 0 && x + 1 < s.width) {
+        } else {
+            const int left = x > 0 ? 0 : 1, right = x + 1 < s.width ? 3 : 2;
             for (int64_t block = 0; block < blocks; block++) {
                 const int64_t c = s.first(block);
                 vec a = bias ? load(bias + c, count) : vec{};
-                for (int i = 0; i < 3; i++)
-                    for (int j = 0; j < 3; j++)
+                for (int i = top; i < bottom; i++)
+                    for (int j = left; j < right; j++)
                         a += load(weights + (3 * i + j) * step + c, count) *
                              load(centre + (i - 1) * line + (j - 1) * step + c, count);
-                finish((y * s.width + x) * step + c, a);
-            }
-        } else {
-            for (int64_t block = 0; block < blocks; block++) {
-                const int64_t c = s.first(block);
-                vec a = bias ? load(bias + c, count) : vec{};
-                for (int i = 0; i < 3; i++)
-                    for (int j = 0; j < 3; j++)
-                        if (y + i > 0 && y + i <= s.height && x + j > 0 && x + j <= s.width)
-                            a += load(weights + (3 * i + j) * step + c, count) *
-                                 load(centre + (i - 1) * line + (j - 1) * step + c, count);
                 finish((y * s.width + x) * step + c, a);
             }
         }
     }
 }
 
-Shape shape_of(const int64_t* s) { return {s[0], s[1], s[2], s[3], s[4]}; }
+Shape shape_of(const int64_t* s) { return {{s[0], s[1], s[2], s[3], s[4]}}; }
+
+// Where each set of (sets, size) lies
+std::vector<const float*> parts(const float* from, int64_t sets, int64_t size) {
+    std::vector<const float*> result(sets);
+    for (int64_t i = 0; i < sets; i++) result[i] = from + i * size;
+    return result;
+}
 
 }  // namespace
 
-// sizes: sets, N, H, W, C. x (sets, N, H, W, C), weight (sets, C, 9), bias (sets, C) -> y; z, before the activation,
-// where it is not null
-extern "C" void tokens_forward(const int64_t* sizes, int64_t activation, const float* x, const float* weight,
-                               const float* bias, float* z, float* y) {
-    const Shape s = shape_of(sizes);
+void convolve_tokens(const TokenShape& shape, int64_t activation, const float* x, const float* const* weight,
+                     const float* const* bias, float* z, float* y) {
+    const Shape s{shape};
     const int64_t image = s.height * s.width * s.channels;
     const int count = s.count();
     float* weights = scratch.of(s.sets * 9 * s.channels);
@@ -128,12 +110,21 @@ extern "C" void tokens_forward(const int64_t* sizes, int64_t activation, const f
         const int64_t own = row / s.height, set = own / s.n;
         float* out = y + own * image;
         float* inner = z ? z + own * image : nullptr;
-        convolve_row(s, x + own * image, weights + set * 9 * s.channels, bias + set * s.channels, row % s.height,
+        convolve_row(s, x + own * image, weights + set * 9 * s.channels, bias[set], row % s.height,
                      [&](int64_t at, vec value) {
                          if (inner) store(inner + at, value, count);
                          store(out + at, activated(value, activation), count);
                      });
     }
+}
+
+// sizes: sets, N, H, W, C. x (sets, N, H, W, C), weight (sets, C, 9), bias (sets, C) -> y; z, before the activation,
+// where it is not null
+extern "C" void tokens_forward(const int64_t* sizes, int64_t activation, const float* x, const float* weight,
+                               const float* bias, float* z, float* y) {
+    const Shape s = shape_of(sizes);
+    convolve_tokens(s, activation, x, parts(weight, s.sets, s.channels * 9).data(),
+                    parts(bias, s.sets, s.channels).data(), z, y);
 }
 
 // z is null without an activation; inner_gradient is room for the gradient of z, of its size, or null without one
@@ -155,7 +146,7 @@ extern "C" void tokens_backward(const int64_t* sizes, int64_t activation, const 
     }
     if (x_gradient) {
         float* weights = scratch.of(s.sets * 9 * s.channels);
-        by_tap(s, weight, weights, true);
+        by_tap(s, parts(weight, s.sets, s.channels * 9).data(), weights, true);
 #pragma omp parallel for schedule(static)
         for (int64_t row = 0; row < s.sets * s.n * s.height; row++) {
             const int64_t own = row / s.height, set = own / s.n;

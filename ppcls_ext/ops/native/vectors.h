@@ -77,12 +77,22 @@ inline void transpose(vec* rows) {
 // `value` in the first `count` lanes, 0 in the others
 inline vec first(vec value, int count) {
     if (count >= LANES) return value;
+#if defined(__AVX512F__)
+    return _mm512_maskz_mov_ps((1u << count) - 1, value);
+#endif
     for (int i = count; i < LANES; i++) value[i] = 0;
     return value;
 }
 
-// always in the same order, so that the bits are the same in every run
+// always in the same order, halves by halves, so that the bits are the same in every run
 inline float sum(vec value) {
+#if defined(__AVX512F__)
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(value),
+                                       _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(value), 1)));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#endif
     float parts[LANES];
     store(parts, value);
     for (int half = LANES / 2; half > 0; half /= 2)
@@ -93,14 +103,28 @@ inline float sum(vec value) {
 inline vec least(vec a, vec b) { return a < b ? a : b; }
 inline vec most(vec a, vec b) { return a > b ? a : b; }
 
+// 1 / x, within two units of the last place of a float; x is not infinite
+inline vec inverse(vec x) {
+#if defined(__AVX512F__)
+    const vec y = _mm512_rcp14_ps(x);
+    return y + y * (1.0f - x * y);
+#endif
+    return 1.0f / x;
+}
+
 // exp(x) = 2^n exp(r) with |r| <= ln(2) / 2, whose series of seven terms is exact to 2e-8; between 1e-38 and 2e38
 inline vec exponential(vec x) {
     // a NaN stays one: it is neither less nor greater
+#if defined(__AVX512F__)
+    x = _mm512_min_ps(all(88.0f), _mm512_max_ps(all(-87.0f), x));  // of a NaN and a number the second
+    const vec n = _mm512_roundscale_ps(x * 1.44269504f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
     x = x < -87.0f ? all(-87.0f) : x;
     x = x > 88.0f ? all(88.0f) : x;
     vec n = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
     ivec exponent = reinterpret_cast<ivec&>(n) << 23;
     n -= 12582912.0f;
+#endif
     vec r = x - n * 0.693359375f;
     r += n * 2.12194440e-4f;
     vec y = all(1.0f / 5040);
@@ -111,17 +135,21 @@ inline vec exponential(vec x) {
     y = y * r + 0.5f;
     y = y * r + 1.0f;
     y = y * r + 1.0f;
+#if defined(__AVX512F__)
+    return _mm512_scalef_ps(y, n);
+#else
     ivec bits = reinterpret_cast<ivec&>(y) + exponent;
     vec result = reinterpret_cast<vec&>(bits);
     return x == x ? result : x;
+#endif
 }
 
-inline vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
+inline vec sigmoid(vec x) { return inverse(1.0f + exponential(-x)); }
 
 // log(1 + exp(x)) = max(x, 0) + log(1 + y), y = exp(-|x|), and log(1 + y) = 2 artanh(y / (2 + y)), a short series
 inline vec softplus(vec x) {
     vec y = exponential(x < 0.0f ? x : -x);
-    vec z = y / (2.0f + y);
+    vec z = y * inverse(2.0f + y);
     vec q = z * z;
     vec series = all(1.0f / 17);
     for (int k = 7; k >= 0; k--) series = series * q + 1.0f / (2 * k + 1);
@@ -131,7 +159,7 @@ inline vec softplus(vec x) {
 // The normal distribution up to x and its density there, by Abramowitz and Stegun 7.1.26: within 8e-8
 inline void normal(vec x, vec& distribution, vec& density) {
     vec size = x < 0.0f ? -x : x;
-    vec t = 1.0f / (1.0f + 0.3275911f * 0.70710678f * size);
+    vec t = inverse(1.0f + 0.3275911f * 0.70710678f * least(size, all(1e4f)));
     vec series = all(1.061405429f);
     series = series * t - 1.453152027f;
     series = series * t + 1.421413741f;

@@ -1,0 +1,54 @@
+// What larger operators are made of: each computes with all threads and returns when it is done.
+#pragma once
+
+#include "vectors.h"
+
+// Of (rows, inner) by (inner, columns): steps of x's rows, of w's inner dimension and columns, of y's rows, and the rows
+// of an image.
+struct ProductShape {
+    int64_t rows, inner, columns, x_row, w_inner, w_column, y_row, image_rows = 1;
+};
+
+// y = (x w + bias) factor image_factor + added; factor and added lie as y does, image_factor has one row per image. The
+// last four may be null.
+struct Product {
+    const float *x, *w;
+    float* y;
+    const float *bias = nullptr, *factor = nullptr, *image_factor = nullptr, *added = nullptr;
+};
+
+// Several products of one shape
+void multiply(const ProductShape& shape, const Product* products, int64_t count);
+
+// y = ((x - mean) / sqrt(variance + epsilon) weight + bias) silu(gate), x, y (groups, rows, channels), weight[i], bias[i]
+// (channels,); gate lies as x does, or is null
+void normalise(int64_t groups, int64_t rows, int64_t channels, float epsilon, const float* x,
+               const float* const* weight, const float* const* bias, const float* gate, float* y);
+
+enum Activation { NONE = 0, SILU = 1, GELU = 2 };
+
+inline vec activated(vec z, int64_t activation) {
+    if (activation == SILU) return z * sigmoid(z);
+    if (activation == GELU) {
+        vec distribution, density;
+        normal(z, distribution, density);
+        return z * distribution;
+    }
+    return z;
+}
+
+// Depthwise 3x3 convolution of x (sets, n, height, width, channels), padded by 1, weight[i] (channels, 9), bias[i]
+// (channels,) -> y of the same form, and z, before the activation, unless null
+struct TokenShape {
+    int64_t sets, n, height, width, channels;
+};
+void convolve_tokens(const TokenShape& shape, int64_t activation, const float* x, const float* const* weight,
+                     const float* const* bias, float* z, float* y);
+
+// The selective scan in the orders 0, 1, 2, 3 of four groups, with the products that give its steps: u (4, n, H W, C);
+// low (4, n, H W, rank + 2) holds what makes the step, b and c; step_weight[i] (C, rank), bias[i], a_log[i], d[i] (C,)
+struct ScanShape {
+    int64_t n, height, width, channels, rank;
+};
+void scan_of_products(const ScanShape& shape, const float* u, const float* low, const float* const* step_weight,
+                      const float* const* bias, const float* const* a_log, const float* const* d, float* y);

@@ -1,0 +1,75 @@
+// Tiles of matrix products: a panel of one or two vectors of columns lies packed in the cache, rows pass by it, and the
+// sums stay in registers. Every sum runs over the inner dimension in its order, whatever the tile, so that its bits
+// depend on nothing else.
+#pragma once
+
+#include "vectors.h"
+
+constexpr int ROWS = LANES == 16 ? 12 : 6;  // of a tile: twice as many sums, within 32 or 16 registers
+constexpr int64_t CHUNK = 256;              // rows that one thread takes past a panel, at the most
+constexpr int64_t ITEMS = 12;               // of work, at least, so that threads share it evenly
+
+// The rows of one side: x_row values apart; each consists of runs of `inner` values that begin run_step values apart.
+struct Rows {
+    int64_t inner, x_row, runs = 1, run_step = 0;
+};
+
+// In how many chunks threads take `rows` past `panels`, and how many chunks there can be at the most
+inline int64_t chunks_of(int64_t rows, int64_t panels, int64_t most) {
+    const int64_t chunks = (rows + CHUNK - 1) / CHUNK, wanted = (ITEMS + panels - 1) / panels;
+    const int64_t result = chunks < wanted ? wanted : chunks;
+    return result < most ? result : most;
+}
+
+// Lines of the cache that are asked for, one with each step of a tile: weights of the next panel, which lie far apart
+struct Ahead {
+    const float* line;
+    int64_t step;
+};
+
+// Sums of R rows -> (R, VECTORS LANES)
+template <int VECTORS, int R>
+void tile(const Rows& s, const float* x, const float* panel, Ahead ahead, float* to) {
+    vec sums[R][VECTORS] = {};
+    for (int64_t run = 0; run < s.runs; run++, x += s.run_step)
+        for (int64_t k = 0; k < s.inner; k++, panel += VECTORS * LANES, ahead.line += ahead.step) {
+            __builtin_prefetch(ahead.line, 0, 2);
+            vec w[VECTORS];
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++) w[v] = load(panel + v * LANES);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; r++) {
+                const vec value = all(x[r * s.x_row + k]);
+#pragma GCC unroll 2
+                for (int v = 0; v < VECTORS; v++) sums[r][v] += value * w[v];
+            }
+        }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v++) store(to + (r * VECTORS + v) * LANES, sums[r][v]);
+}
+
+template <int VECTORS, int R>
+void tile_of(int64_t rows, const Rows& s, const float* x, const float* panel, Ahead ahead, float* to) {
+    if constexpr (R > 1) {
+        if (rows < R) return tile_of<VECTORS, R - 1>(rows, s, x, panel, ahead, to);
+    }
+    tile<VECTORS, R>(s, x, panel, ahead, to);
+}
+
+// Tiles of equal heights, as far as that goes: finish(sums, row, rows). `next` are weights whose rows of VECTORS vectors
+// lie next_step apart and will be packed next, or null.
+template <int VECTORS, class Finish>
+void all_tiles(int64_t rows, const Rows& s, const float* x, const float* panel, const float* next, int64_t next_step,
+               const Finish& finish) {
+    const int64_t tiles = (rows + ROWS - 1) / ROWS;
+    for (int64_t i = 0; i < tiles; i++) {
+        const int64_t row = rows * i / tiles, end = rows * (i + 1) / tiles;
+        alignas(64) float sums[ROWS * VECTORS * LANES];
+        const bool fetch = next && i < VECTORS;  // one line of every row with each of the first tiles
+        const Ahead ahead{fetch ? next + i * LANES : panel, fetch ? next_step : 0};
+        tile_of<VECTORS, ROWS>(end - row, s, x + row * s.x_row, panel, ahead, sums);
+        finish(sums, row, end - row);
+    }
+}
