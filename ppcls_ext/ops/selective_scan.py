@@ -86,7 +86,7 @@ def _places(height: int, width: int) -> np.ndarray:
 
 def _gathered(x: Tensor, order: np.ndarray) -> Tensor:
     """(4, N, L, C) with its places in another order, in a graph: one operator and a constant for `_ordered`'s dozen."""
-    _, _, length, channels = x.shape
+    length, channels = len(order) // 4, x.shape[3]  # the tensor may not know its length, in a graph for every size
     places = x.transpose([1, 0, 2, 3]).flatten(1, 2)  # (N, 4 L, C)
     places = paddle.gather(places, paddle.assign(order), axis=1)
     return places.reshape([-1, 4, length, channels]).transpose([1, 0, 2, 3])
