@@ -63,9 +63,7 @@ class _BatchNorm(paddle.autograd.PyLayer):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, kept, y = ctx.saved_tensor()
         shapes = (x.shape, weight.shape, weight.shape, x.shape)
-        results = [
-            paddle.empty(shape, dtype="float32") if wanted else None for shape, wanted in zip(shapes, ctx.wanted)
-        ]
+        results = native.empty_where(ctx.wanted, shapes)
         tensors = (x, weight, kept, y, native.ready(gradient), *results)
         native.library().batch_norm_backward(_sizes(x, ctx.relu), *(native.pointer(t) for t in tensors))
         return tuple(results if ctx.has_added else results[:3])

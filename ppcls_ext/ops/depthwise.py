@@ -79,9 +79,7 @@ class _Depthwise(paddle.autograd.PyLayer):
         gradient = native.ready(gradient)
         bias_shape = [weight.shape[0]]
         shapes = (x.shape, weight.shape, bias_shape)
-        results = [
-            paddle.empty(shape, dtype="float32") if wanted else None for shape, wanted in zip(shapes, ctx.wanted)
-        ]
+        results = native.empty_where(ctx.wanted, shapes)
         sizes = _sizes(x, weight, *ctx.options)
         pointers = [native.pointer(t) for t in (x, weight, gradient, *results)]
         native.library().depthwise_backward(native.sizes(*sizes), *pointers)

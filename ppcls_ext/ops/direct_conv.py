@@ -85,9 +85,7 @@ class _DirectConv(paddle.autograd.PyLayer):
         x, weight = (native.ready(t) for t in ctx.saved_tensor())
         gradient = native.ready(gradient)
         shapes = (x.shape, weight.shape, [weight.shape[0]])
-        results = [
-            paddle.empty(shape, dtype="float32") if wanted else None for shape, wanted in zip(shapes, ctx.wanted)
-        ]
+        results = native.empty_where(ctx.wanted, shapes)
         pointers = [native.pointer(t) for t in (x, weight, gradient, *results)]
         native.library().conv_backward(native.sizes(*_sizes(x, weight, *ctx.options)), *pointers)
         return tuple(results if ctx.has_bias else results[:2])

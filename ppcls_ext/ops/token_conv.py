@@ -79,9 +79,7 @@ class _TokenConv(paddle.autograd.PyLayer):
         before = inner[0] if inner else None
         room = paddle.empty(x.shape, dtype="float32") if inner else None
         shapes = (x.shape, weight.shape, weight.shape[:2])
-        results = [
-            paddle.empty(shape, dtype="float32") if wanted else None for shape, wanted in zip(shapes, ctx.wanted)
-        ]
+        results = native.empty_where(ctx.wanted, shapes)
         pointers = [native.pointer(t) for t in (x, weight, before, gradient, room, *results)]
         native.library().tokens_backward(_sizes(x, height, width), _CODES[activation], *pointers)
         return tuple(results)

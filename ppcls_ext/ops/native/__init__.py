@@ -21,7 +21,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +137,11 @@ def pointer(x: paddle.Tensor | None) -> ctypes.c_void_p | None:
 def ready(x: paddle.Tensor) -> paddle.Tensor:
     """The tensor with its values in order: itself, or a copy of a view."""
     return x if x.is_contiguous() else x.contiguous()
+
+
+def empty_where(wanted: Sequence[bool], shapes: Sequence[Sequence[int]]) -> list[paddle.Tensor | None]:
+    """Room for the gradients that are wanted, None for the others."""
+    return [paddle.empty(shape, dtype="float32") if want else None for want, shape in zip(wanted, shapes)]
 
 
 def sizes(*numbers: int) -> ctypes.Array:
