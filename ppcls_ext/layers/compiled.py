@@ -1,4 +1,4 @@
-"""Paddle's layers with the compiled operators of inference behind them; names and layouts of weights are Paddle's."""
+"""Paddle's layers with the compiled operators behind them; names and layouts of weights are Paddle's."""
 
 from __future__ import annotations
 
