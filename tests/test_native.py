@@ -229,12 +229,11 @@ def digest():
     project = lambda v: (v * 0.5, v[..., :1], v[..., 1:2])
     y = cross_scan(u, project, u[:, 0, 0], -u[:, 1, 1].abs(), u[:, 0, 1], 7, 7)
     y.square().sum().backward()
-    with paddle.no_grad():
-        tokens = Linear(64, 96)(paddle.randn([2, 300, 64]))
-    tokens.stop_gradient, norm = False, LayerNorm(96)
-    normalised = norm(tokens); normalised.square().sum().backward()
-    parts = [x.grad, layer.weight.grad, layer.bias.grad, y, u.grad, tokens]
-    parts += [normalised, tokens.grad, norm.weight.grad, norm.bias.grad]
+    tokens = paddle.randn([2, 900, 64]); tokens.stop_gradient = False
+    linear, norm = Linear(64, 96), LayerNorm(96)
+    normalised = norm(linear(tokens)); normalised.square().sum().backward()
+    parts = [x.grad, layer.weight.grad, layer.bias.grad, y, u.grad, normalised, tokens.grad]
+    parts += [w.grad for w in (linear.weight, linear.bias, norm.weight, norm.bias)]
     for channels, groups in ((48, 1), (48, 3), (32, 8)):
         layer = DirectConv2D(channels, channels, 3, groups=groups, bias=True)
         maps = paddle.randn([3, channels, 40, 37]); maps.stop_gradient = False

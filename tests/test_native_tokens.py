@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 import pytest
 from test_native import assert_agrees, draw
 
-from ppcls_ext.ops import layer_norm, native
+from ppcls_ext.ops import layer_norm, linear, native
 from ppcls_ext.ops.layer_norm import gated_norm
 
 ROWS = [(1, 1), (2, 7), (3, 197)]  # images and places: a single row, less than a chunk of the sums, more than one
@@ -39,3 +39,13 @@ def test_frozen_weights_get_no_gradient_and_the_rest_theirs(built: None) -> None
     layer_norm(x, weight, bias, 1e-5).sum().backward()
     assert x.grad is None and weight.grad is None
     np.testing.assert_array_equal(bias.grad.numpy(), np.full(8, 5.0, np.float32))
+
+
+@pytest.mark.parametrize("rows", [*ROWS, (2, 700)], ids=str)
+@pytest.mark.parametrize("width", [(1, 1), (16, 32), (7, 3), (58, 17), (64, 33), (300, 49)], ids=str)
+def test_a_linear_layer_and_its_gradients_are_paddles(
+    rows: tuple[int, int], width: tuple[int, int], built: None
+) -> None:
+    inner, columns = width
+    assert_agrees(linear, draw((*rows, inner), (inner, columns), (columns,)))
+    assert_agrees(linear, draw((*rows, inner), (inner, columns)))

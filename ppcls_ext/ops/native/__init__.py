@@ -34,6 +34,7 @@ SOURCES = (
     "tokens.cpp",
     "scan.cpp",
     "products.cpp",
+    "token_products.cpp",
     "norm.cpp",
     "batch_norm.cpp",
     "embedding.cpp",

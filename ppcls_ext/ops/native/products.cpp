@@ -13,6 +13,17 @@ thread_local Scratch scratch;
 template <int WIDTH>
 void pack(const ProductShape& s, const float* w, int64_t column, float* to) {
     const int64_t left = s.columns - column;
+    if (s.w_inner == 1 && s.w_column != 1) {  // transposed
+        for (int64_t k = 0; k < s.inner; k += LANES)
+            for (int v = 0; v < WIDTH; v += LANES) {
+                const int own = lanes(left - v), count = lanes(s.inner - k);
+                vec rows[LANES] = {};
+                for (int i = 0; i < own; i++) rows[i] = load(w + (column + v + i) * s.w_column + k, count);
+                transpose(rows);
+                for (int i = 0; i < count; i++) store(to + (k + i) * WIDTH + v, rows[i]);
+            }
+        return;
+    }
     for (int64_t k = 0; k < s.inner; k++, to += WIDTH) {
         const float* from = w + k * s.w_inner + column * s.w_column;
         if (left >= WIDTH && s.w_column == 1) {
