@@ -14,8 +14,8 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from ppcls_ext.layers import DepthwiseConv2D, DirectConv2D, normalised_relu
-from ppcls_ext.layers.batch_norm import _compiled_takes
+from ppcls_ext.layers import DepthwiseConv2D, DirectConv2D, Sequential, normalised
+from ppcls_ext.layers.normalised import _compiled
 from ppcls_ext.ops import cross_scan, depthwise_conv, direct_conv, native, token_conv
 
 TOLERANCE = 1e-5  # of the largest value
@@ -112,45 +112,87 @@ def test_same_padding_is_paddles(size: tuple[int, int], kernel: int, stride: int
     np.testing.assert_allclose(layer(x).numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 7, 9), (4, 2, 1, 1), (1, 5, 16, 33), (6, 3, 4, 4)], ids=str)
+# one place, few and many; blocks of several channels that do and do not fill vectors; more pieces than one, more images
+# than are added in float
+NORMALISED = [(2, 3, 7, 9), (4, 2, 1, 1), (1, 5, 16, 33), (6, 3, 4, 4), (3, 58, 3, 5), (70, 17, 6, 6), (9, 1100, 1, 1)]
+ACTIVATIONS = [None, paddle.nn.ReLU(), paddle.nn.ReLU6(), paddle.nn.Silu(), paddle.nn.GELU()]
+
+
+def normalised_with_gradients(
+    arrays: list[np.ndarray], activation: paddle.nn.Layer | None, dtype: str
+) -> list[np.ndarray]:
+    """Result, the gradients of all inputs, and the running statistics."""
+    weight, bias = 3 * np.random.default_rng(0).normal(size=(2, arrays[0].shape[1]))
+    paddle.set_default_dtype(dtype)
+    norm = paddle.nn.BatchNorm2D(len(weight), momentum=0.7, epsilon=1e-3)
+    paddle.set_default_dtype("float32")
+    norm.weight.set_value(weight.astype(dtype))
+    norm.bias.set_value(bias.astype(dtype))
+    results = result_and_gradients(lambda x, *added: normalised(norm, x, activation, *added), arrays, dtype)
+    return results + [norm.weight.grad.numpy(), norm.bias.grad.numpy(), norm._mean.numpy(), norm._variance.numpy()]
+
+
+@pytest.mark.parametrize("shape", NORMALISED, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda layer: type(layer).__name__)
 @pytest.mark.parametrize("with_added", [False, True])
-def test_a_batch_norm_with_what_follows_is_paddles_three_operators(
-    shape: tuple[int, ...], with_added: bool, built: None, monkeypatch: pytest.MonkeyPatch
+def test_a_batch_norm_with_what_follows_is_paddles_operators(
+    shape: tuple[int, ...], activation: paddle.nn.Layer | None, with_added: bool, built: None
 ) -> None:
-    monkeypatch.setattr("ppcls_ext.layers.batch_norm._SMALLEST_MAP", 0)
     arrays = draw(shape, shape)[: 1 + with_added]
     arrays[0] = 5 + 2 * arrays[0]
-    weight, bias = np.random.default_rng(0).normal(size=(2, shape[1]))
-    results = []
-    for dtype in ("float32", "float64"):
-        paddle.set_default_dtype(dtype)
-        norm = paddle.nn.BatchNorm2D(shape[1], momentum=0.7, epsilon=1e-3)
-        paddle.set_default_dtype("float32")
-        norm.weight.set_value(weight.astype(dtype))
-        norm.bias.set_value(bias.astype(dtype))
-        assert _compiled_takes(norm, paddle.zeros(shape, dtype), None) == (dtype == "float32")
-        computed = result_and_gradients(lambda x, *added, norm=norm: normalised_relu(norm, x, *added), arrays, dtype)
-        computed += [norm.weight.grad.numpy(), norm.bias.grad.numpy(), norm._mean.numpy(), norm._variance.numpy()]
-        results.append(computed)
-    for mine, other in zip(*results):
+    ours, paddles = (normalised_with_gradients(arrays, activation, dtype) for dtype in ("float32", "float64"))
+    for mine, other in zip(ours, paddles):
         np.testing.assert_allclose(mine, other, rtol=0, atol=TOLERANCE * np.abs(other).max() + 1e-6)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda layer: type(layer).__name__)
+def test_the_gradient_at_the_ends_of_an_activation_is_paddles(activation: paddle.nn.Layer | None, built: None) -> None:
+    norm, gradients = paddle.nn.BatchNorm2D(3), []
+    norm.bias.set_value(paddle.to_tensor([0.0, 6.0, 3.0]))
+    norm.weight.set_value(paddle.zeros([3]))
+    for added in ((), (paddle.zeros([2, 3, 2, 2]),)):
+        for compiled in (True, False):
+            norm.clear_gradients()
+            with nullcontext() if compiled else native.plain():
+                normalised(norm, paddle.randn([2, 3, 2, 2]), activation, *added).sum().backward()
+            gradients.append(norm.bias.grad.numpy())
+    for other in gradients[1:]:
+        np.testing.assert_allclose(gradients[0], other, rtol=0, atol=1e-5)
+
+
 def test_a_batch_norm_in_evaluation_frozen_or_with_a_hook_is_paddles(built: None) -> None:
-    norm, x = paddle.nn.BatchNorm2D(3), paddle.randn([2, 3, 5, 5])
-    assert _compiled_takes(norm, x, x) and not _compiled_takes(norm, x, x[:, :, :1])
+    norm, relu, x = paddle.nn.BatchNorm2D(3), paddle.nn.ReLU(), paddle.randn([2, 3, 5, 5])
+    assert _compiled(norm, x, relu, x) == "relu" and _compiled(norm, x, relu, x[:, :, :1]) is None
+    assert _compiled(norm, x, paddle.nn.Silu(), x) is None and _compiled(norm, x, paddle.nn.Tanh(), None) is None
+    assert _compiled(norm, x, paddle.nn.GELU(approximate=True), None) is None
+    assert _compiled(norm, x.astype("float64"), relu, None) is None
     with native.plain():
-        assert not _compiled_takes(norm, x, None)
-    seen = []
-    hook = norm.register_forward_post_hook(lambda layer, inputs, y: seen.append(y))
-    normalised_relu(norm, x)
-    assert len(seen) == 1
-    hook.remove()
+        assert _compiled(norm, x, relu, None) is None
+    for layer in (norm, relu):
+        seen = []
+        hook = layer.register_forward_post_hook(lambda layer, inputs, y, seen=seen: seen.append(y))
+        normalised(norm, x, relu)
+        assert len(seen) == 1
+        hook.remove()
     norm.eval()
-    np.testing.assert_array_equal(normalised_relu(norm, x, x).numpy(), F.relu(norm(x) + x).numpy())
-    assert not _compiled_takes(norm, x, None) and not _compiled_takes(
-        paddle.nn.BatchNorm2D(3, use_global_stats=True), x, x
-    )
+    np.testing.assert_array_equal(normalised(norm, x, relu, x).numpy(), F.relu(norm(x) + x).numpy())
+    others = [norm, paddle.nn.BatchNorm2D(3, use_global_stats=True), paddle.nn.BatchNorm2D(5, data_format="NHWC")]
+    assert [_compiled(other, x, relu, x) for other in others] == [None] * 3
+
+
+def test_a_sequence_computes_what_its_layers_do_one_by_one(built: None) -> None:
+    layers = [paddle.nn.Conv2D(3, 4, 1), paddle.nn.BatchNorm2D(4), paddle.nn.ReLU6(), paddle.nn.BatchNorm2D(4)]
+    ours, theirs, x = Sequential(*layers), paddle.nn.Sequential(*layers), paddle.randn([2, 3, 5, 5])
+    relu, added = paddle.nn.ReLU(), paddle.randn([2, 4, 5, 5])
+    for _ in range(2):  # in training and in evaluation
+        with native.plain():
+            plain, followed = theirs(x), relu(theirs(x) + added)
+        np.testing.assert_allclose(ours(x).numpy(), plain.numpy(), rtol=0, atol=2e-5)
+        np.testing.assert_allclose(ours(x, relu, added).numpy(), followed.numpy(), rtol=0, atol=2e-5)
+        ours.eval()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    with pytest.raises(ValueError, match="BatchNorm2D has an activation of its own, ReLU6"):
+        ours[:3](x, relu)
 
 
 @pytest.mark.parametrize("activation", ["none", "silu", "gelu"])
@@ -217,7 +259,7 @@ WORK = """
 import hashlib, os, sys
 import numpy as np, paddle
 from ppcls_ext.backbones.groupmamba import Block, Embedding
-from ppcls_ext.layers import DepthwiseConv2D, DirectConv2D, LayerNorm, Linear
+from ppcls_ext.layers import DepthwiseConv2D, DirectConv2D, LayerNorm, Linear, normalised
 from ppcls_ext.ops import cross_scan, native
 native.install()
 def digest():
@@ -239,6 +281,10 @@ def digest():
         maps = paddle.randn([3, channels, 40, 37]); maps.stop_gradient = False
         y = layer(maps); y.square().sum().backward()
         parts += [y, maps.grad, layer.weight.grad, layer.bias.grad]
+        norm, y = paddle.nn.BatchNorm2D(channels), maps[:, :, :groups, :7].detach()
+        y.stop_gradient = False
+        normed = normalised(norm, y, paddle.nn.Silu()); normed.square().sum().backward()
+        parts += [normed, y.grad, norm.weight.grad, norm.bias.grad, norm._mean, norm._variance]
     embedding, block = Embedding(3, 84, 20), Block(84, 4, 0)
     embedding.eval(), block.eval()
     with paddle.no_grad():

@@ -39,6 +39,7 @@ from ppcls_ext.layers import (
     GlobalMean,
     global_mean,
     make_divisible,
+    normalised,
     require_positive,
 )
 from ppcls_ext.registry import BACKBONES
@@ -111,8 +112,8 @@ class PlainBlock(nn.Layer):
         self.drop_path = DropPath(drop if self.residual else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.se(self.act1(self.bn1(self.conv_dw(x))))
-        y = self.bn2(self.conv_pw(y))
+        y = self.se(normalised(self.bn1, self.conv_dw(x), self.act1))
+        y = normalised(self.bn2, self.conv_pw(y))
         return x + self.drop_path(y) if self.residual else y
 
 
@@ -144,9 +145,9 @@ class ExpandingBlock(nn.Layer):
         self.drop_path = DropPath(drop if self.residual else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.act1(self.bn1(self.conv_pw(x)))
-        y = self.se(self.act2(self.bn2(self.conv_dw(y))))
-        y = self.bn3(self.conv_pwl(y))
+        y = normalised(self.bn1, self.conv_pw(x), self.act1)
+        y = self.se(normalised(self.bn2, self.conv_dw(y), self.act2))
+        y = normalised(self.bn3, self.conv_pwl(y))
         return x + self.drop_path(y) if self.residual else y
 
 
@@ -211,13 +212,13 @@ class EfficientNet(nn.Layer):
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """The last feature map of each resolution; channels and strides are in `stage_channels`, `stage_strides`."""
-        x = self.act1(self.bn1(self.conv_stem(x)))
+        x = normalised(self.bn1, self.conv_stem(x), self.act1)
         maps = []
         for i, stage in enumerate(self.blocks):
             x = stage(x)
             if i in self.stage_ends:
                 maps.append(x)
-        maps.append(self.act2(self.bn2(self.conv_head(x))))
+        maps.append(normalised(self.bn2, self.conv_head(x), self.act2))
         return maps
 
     def layer_groups(self) -> list[tuple[str, list[str]]]:

@@ -22,10 +22,11 @@ from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, Pr
 from ppcls_ext.errors import Refused
 from ppcls_ext.layers import (
     DirectConv2D,
+    Sequential,
     fill_convolutions,
     fill_like_pytorch,
     global_mean,
-    normalised_relu,
+    normalised,
     require_positive,
 )
 from ppcls_ext.registry import BACKBONES
@@ -45,14 +46,15 @@ class Bottleneck(nn.Layer):
         self.bn2 = nn.BatchNorm2D(hidden)
         self.conv3 = nn.Conv2D(hidden, out_channels, 1, bias_attr=False)
         self.bn3 = nn.BatchNorm2D(out_channels)
+        self.relu = nn.ReLU()
         self.downsample = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.downsample = projection(in_channels, out_channels, stride, vd)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = normalised_relu(self.bn1, self.conv1(x))
-        y = normalised_relu(self.bn2, self.conv2(y))
-        return normalised_relu(self.bn3, self.conv3(y), self.downsample(x))
+        y = normalised(self.bn1, self.conv1(x), self.relu)
+        y = normalised(self.bn2, self.conv2(y), self.relu)
+        return normalised(self.bn3, self.conv3(y), self.relu, added=self.downsample(x))
 
 
 def hidden_channels(width: int, groups: int, base_width: int) -> int:
@@ -60,22 +62,22 @@ def hidden_channels(width: int, groups: int, base_width: int) -> int:
     return width * base_width // 64 * groups
 
 
-def projection(in_channels: int, out_channels: int, stride: int, vd: bool) -> nn.Sequential:
+def projection(in_channels: int, out_channels: int, stride: int, vd: bool) -> Sequential:
     """The shortcut of a block that changes the shape."""
     if not vd:
-        return nn.Sequential(
+        return Sequential(
             nn.Conv2D(in_channels, out_channels, 1, stride, bias_attr=False), nn.BatchNorm2D(out_channels)
         )
-    return nn.Sequential(
+    return Sequential(
         nn.Identity() if stride == 1 else nn.AvgPool2D(2, stride, ceil_mode=True),
         nn.Conv2D(in_channels, out_channels, 1, bias_attr=False),
         nn.BatchNorm2D(out_channels),
     )
 
 
-def deep_stem(in_channels: int, width: int) -> nn.Sequential:
+def deep_stem(in_channels: int, width: int) -> Sequential:
     """Three 3x3 convolutions; the last one's batch norm is the network's `bn1`."""
-    return nn.Sequential(
+    return Sequential(
         DirectConv2D(in_channels, width // 2, 3, 2),
         nn.BatchNorm2D(width // 2),
         nn.ReLU(),
@@ -103,6 +105,7 @@ class ResNeXt(nn.Layer):
         self.num_classes = num_classes
         self.conv1 = deep_stem(in_channels, width) if vd else DirectConv2D(in_channels, width, 7, 2)
         self.bn1 = nn.BatchNorm2D(width)
+        self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2D(3, 2, padding=1)
         channels = width
         for i, depth in enumerate(depths):
@@ -125,7 +128,7 @@ class ResNeXt(nn.Layer):
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """The feature map of each stage; channels and strides are in `stage_channels`, `stage_strides`."""
-        x = self.maxpool(normalised_relu(self.bn1, self.conv1(x)))
+        x = self.maxpool(normalised(self.bn1, self.conv1(x), self.relu))
         maps = []
         for _, blocks in self.stages():
             x = blocks(x)

@@ -21,7 +21,15 @@ from paddle import Tensor, nn
 
 from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, backbone
 from ppcls_ext.errors import Refused
-from ppcls_ext.layers import DepthwiseConv2D, DirectConv2D, PermuteChannels, global_mean, require_positive, shuffled
+from ppcls_ext.layers import (
+    DepthwiseConv2D,
+    DirectConv2D,
+    PermuteChannels,
+    Sequential,
+    global_mean,
+    require_positive,
+    shuffled,
+)
 from ppcls_ext.registry import BACKBONES
 
 ACTIVATIONS: dict[str, type[nn.Layer]] = {"relu": nn.ReLU, "swish": nn.Silu}
@@ -45,7 +53,7 @@ class Unit(nn.Layer):
     def __init__(self, channels: int, activation: Activation) -> None:
         super().__init__()
         half = channels // 2
-        self.branch2 = nn.Sequential(
+        self.branch2 = Sequential(
             *pointwise(half, half, activation), *depthwise(half, 1), *pointwise(half, half, activation)
         )
         self.shuffle = PermuteChannels(shuffled(np.arange(channels), 2))
@@ -61,8 +69,8 @@ class DownUnit(nn.Layer):
     def __init__(self, in_channels: int, out_channels: int, activation: Activation) -> None:
         super().__init__()
         half = out_channels // 2
-        self.branch1 = nn.Sequential(*depthwise(in_channels, 2), *pointwise(in_channels, half, activation))
-        self.branch2 = nn.Sequential(
+        self.branch1 = Sequential(*depthwise(in_channels, 2), *pointwise(in_channels, half, activation))
+        self.branch2 = Sequential(
             *pointwise(in_channels, half, activation), *depthwise(half, 2), *pointwise(half, half, activation)
         )
         self.shuffle = PermuteChannels(shuffled(np.arange(out_channels), 2))
@@ -84,9 +92,7 @@ class ShuffleNetV2(nn.Layer):
     ) -> None:
         super().__init__()
         stem, *stages, last = widths
-        self.conv1 = nn.Sequential(
-            DirectConv2D(in_channels, stem, 3, 2), nn.BatchNorm2D(stem), ACTIVATIONS[activation]()
-        )
+        self.conv1 = Sequential(DirectConv2D(in_channels, stem, 3, 2), nn.BatchNorm2D(stem), ACTIVATIONS[activation]())
         self.maxpool = nn.MaxPool2D(3, 2, 1)
         self.depths = tuple(depths)
         self.stage_names = [f"stage{i + 2}" for i in range(len(depths))]  # the paper counts the stem as stage 1
@@ -95,7 +101,7 @@ class ShuffleNetV2(nn.Layer):
             units = [DownUnit(channels, width, activation), *(Unit(width, activation) for _ in range(depth - 1))]
             self.add_sublayer(name, nn.Sequential(*units))
             channels = width
-        self.conv5 = nn.Sequential(*pointwise(channels, last, activation))
+        self.conv5 = Sequential(*pointwise(channels, last, activation))
         self.fc = nn.Linear(last, num_classes)
         self.num_classes = num_classes
         self.num_features = last

@@ -1,12 +1,13 @@
 """Layers that two or more backbones share."""
 
-from ppcls_ext.layers.batch_norm import SyncBatchNorm, convert_sync_batchnorm, normalised_relu
+from ppcls_ext.layers.batch_norm import SyncBatchNorm, convert_sync_batchnorm
 from ppcls_ext.layers.checkpointing import checkpointed
 from ppcls_ext.layers.compiled import LayerNorm, Linear
 from ppcls_ext.layers.drop_path import DropPath, drop_path_rates, require_rate
 from ppcls_ext.layers.grouped_conv import DepthwiseConv2D, DirectConv2D, PointwiseConv2D
 from ppcls_ext.layers.initial import fill_convolutions, fill_like_pytorch
 from ppcls_ext.layers.kept import KeptWeights
+from ppcls_ext.layers.normalised import Sequential, normalised
 from ppcls_ext.layers.permute import PermuteChannels, shuffled
 from ppcls_ext.layers.pooling import GlobalMean, global_mean
 from ppcls_ext.layers.sizes import make_divisible, require_positive
@@ -21,6 +22,7 @@ __all__ = [
     "Linear",
     "PermuteChannels",
     "PointwiseConv2D",
+    "Sequential",
     "SyncBatchNorm",
     "checkpointed",
     "convert_sync_batchnorm",
@@ -29,7 +31,7 @@ __all__ = [
     "fill_like_pytorch",
     "global_mean",
     "make_divisible",
-    "normalised_relu",
+    "normalised",
     "require_positive",
     "require_rate",
     "shuffled",

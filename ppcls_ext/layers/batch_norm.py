@@ -1,4 +1,4 @@
-"""Batch norm over the batches of all processes, on a CPU too, and batch norm together with what follows it.
+"""Batch norm over the batches of all processes, on a CPU too.
 
 Paddle's own SyncBatchNorm has no CPU kernel, not even for eval().
 """
@@ -13,12 +13,6 @@ from paddle import Tensor, nn
 
 from ppcls_ext.distributed import world_size
 from ppcls_ext.errors import RunFailed
-from ppcls_ext.ops import batch_norm_relu, native
-
-# Pixels of a map from which on the compiled operator wins. Forward and backward, ms of one thread's processor time,
-# Paddle's three operators and ours: batch 4, 64 channels at 112: 48 and 35; 256 at 56, with an addition: 68 and 41;
-# 1024 at 14: 6.5 and 4.3; 2048 at 7: 3.4 and 3.4; batch 32, 64 at 24: 8.9 and 6.3; 256 at 6: 2.3 and 3.7.
-_SMALLEST_MAP = 100
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:
@@ -130,26 +124,3 @@ def convert_sync_batchnorm(model: nn.Layer) -> nn.Layer:
     for name, layer in model.named_children():
         model.add_sublayer(name, convert_sync_batchnorm(layer))
     return model
-
-
-def normalised_relu(norm: nn.Layer, x: Tensor, added: Tensor | None = None) -> Tensor:
-    """max(norm(x) + added, 0): (N, C, H, W) -> (N, C, H, W).
-
-    In training, in eager mode on a CPU, one compiled operator where `norm` is a plain `BatchNorm2D` and the map large.
-    """
-    if paddle.in_dynamic_mode() and x.shape[2] * x.shape[3] >= _SMALLEST_MAP and _compiled_takes(norm, x, added):
-        running = norm._mean, norm._variance
-        return batch_norm_relu(x, norm.weight, norm.bias, added, running, norm._momentum, norm._epsilon)
-    y = norm(x)
-    return F.relu(y if added is None else y + added)
-
-
-# as it is, not converted for a static graph
-@paddle.jit.not_to_static
-def _compiled_takes(norm: nn.Layer, x: Tensor, added: Tensor | None) -> bool:
-    if type(norm) is not nn.BatchNorm2D or not norm.training or norm._use_global_stats:
-        return False
-    hooked = norm._forward_pre_hooks or norm._forward_post_hooks  # they see what the layer itself computes
-    if hooked or norm.weight is None or norm.bias is None or not native.usable(x, norm.weight, norm.bias, added):
-        return False
-    return x.ndim == 4 and x.shape[1] == norm.weight.shape[0] and (added is None or added.shape == x.shape)

@@ -1,6 +1,6 @@
 """Operators that Paddle lacks or computes slowly: in plain Paddle, and compiled where a compiler is (`native`)."""
 
-from ppcls_ext.ops.batch_norm import batch_norm_relu
+from ppcls_ext.ops.batch_norm import batch_norm
 from ppcls_ext.ops.depthwise import depthwise_conv
 from ppcls_ext.ops.direct_conv import direct_conv
 from ppcls_ext.ops.group_mamba import embedding, group_mamba_block
@@ -12,7 +12,7 @@ from ppcls_ext.ops.token_conv import token_conv
 
 __all__ = [
     "LargeDepthwiseConv2D",
-    "batch_norm_relu",
+    "batch_norm",
     "cross_scan",
     "depthwise_conv",
     "direct_conv",
