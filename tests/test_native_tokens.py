@@ -6,10 +6,10 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from test_native import assert_agrees, draw
+from test_native import TOLERANCE, assert_agrees, draw
 
-from ppcls_ext.ops import layer_norm, linear, native
-from ppcls_ext.ops.layer_norm import gated_norm
+from ppcls_ext.backbones.groupmamba import GroupMambaLayer, are_plain
+from ppcls_ext.ops import gated_norm, joined_products, layer_norm, linear, native, parted_products, weighed
 
 ROWS = [(1, 1), (2, 7), (3, 197)]  # images and places: a single row, less than a chunk of the sums, more than one
 
@@ -49,3 +49,57 @@ def test_a_linear_layer_and_its_gradients_are_paddles(
     inner, columns = width
     assert_agrees(linear, draw((*rows, inner), (inner, columns), (columns,)))
     assert_agrees(linear, draw((*rows, inner), (inner, columns)))
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+@pytest.mark.parametrize("channels", [(1, 1), (8, 8), (17, 5), (12, 48)], ids=str)
+def test_products_of_groups_are_those_of_each_by_itself(
+    rows: tuple[int, int], channels: tuple[int, int], built: None
+) -> None:
+    inner, columns = channels
+
+    def parted(x: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
+        if native.usable(x):
+            return paddle.stack(parted_products(x, weight))
+        parts = [part @ weight[i] for i, part in enumerate(paddle.split(x, 4, 2))]
+        return paddle.stack(paddle.split(paddle.stack(parts), 2, 3))
+
+    def joined(x: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
+        if native.usable(x):
+            return joined_products(x, weight)
+        return paddle.concat([x[i] @ weight[i] for i in range(4)], 2)
+
+    assert_agrees(parted, draw((*rows, 4 * inner), (4, inner, 2 * columns)))
+    assert_agrees(joined, draw((4, *rows, inner), (4, inner, columns)))
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+@pytest.mark.parametrize("channels", [1, 17, 64])
+def test_tokens_weighed_by_channel_and_their_gradients_are_paddles(
+    rows: tuple[int, int], channels: int, built: None
+) -> None:
+    def function(x: paddle.Tensor, y: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
+        return weighed(x, y, weight) if native.usable(x) else x * y * weight.unsqueeze(1)
+
+    assert_agrees(function, draw((*rows, channels), (*rows, channels), (rows[0], channels)))
+
+
+def test_a_layer_that_trains_all_groups_at_once_computes_what_its_parts_do(built: None) -> None:
+    paddle.seed(0)
+    layer = GroupMambaLayer(32)
+    (tokens,) = draw((3, 15, 32))
+    results = []
+    for at_once in (True, False):
+        hooks = [] if at_once else [layer.mamba_g3.out_proj.register_forward_post_hook(lambda *_: None)]
+        layer.clear_gradients()
+        x = paddle.to_tensor(tokens.astype("float32"), stop_gradient=False)
+        assert are_plain([layer.mamba_g1, layer.mamba_g3]) == at_once
+        y = layer(x, 3, 5)
+        (y * paddle.arange(32, dtype="float32")).sum().backward()
+        # the norm behind it takes the gradient of skip_scale away: what is left is error
+        weights = [p for name, p in layer.named_parameters() if name != "skip_scale"]
+        results.append([y.numpy(), x.grad.numpy(), *(p.grad.numpy() for p in weights)])
+        for hook in hooks:
+            hook.remove()
+    for mine, other in zip(*results):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=5 * TOLERANCE * np.abs(other).max())

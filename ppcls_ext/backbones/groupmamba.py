@@ -34,7 +34,17 @@ from ppcls_ext.layers import (
     drop_path_rates,
     require_positive,
 )
-from ppcls_ext.ops import cross_scan, embedding, group_mamba_block, native, token_conv
+from ppcls_ext.ops import (
+    cross_scan,
+    embedding,
+    gated_norm,
+    group_mamba_block,
+    joined_products,
+    native,
+    parted_products,
+    token_conv,
+    weighed,
+)
 from ppcls_ext.registry import BACKBONES
 
 GROUPS = 4  # one for each direction
@@ -100,6 +110,8 @@ class GroupMambaLayer(nn.Layer):
         x = self.norm(x)
         affinity = F.sigmoid(self.fc2(F.relu(self.fc1(x.mean(1)))))
         groups = [self.mamba_g1, self.mamba_g2, self.mamba_g3, self.mamba_g4]
+        if self.training and native.usable(x) and are_plain(groups):
+            return self.proj(self.norm(weighed(mixed(groups, x, height, width), x, affinity * self.skip_scale)))
         parts = [group.in_proj(part) for group, part in zip(groups, paddle.split(x, GROUPS, 2))]
         inner, gate = paddle.split(paddle.stack(parts), 2, 3)  # (4, N, H W, C / 4)
         weight = paddle.stack([group.conv2d.weight.squeeze(1) for group in groups])  # (4, C / 4, 3, 3)
@@ -109,6 +121,24 @@ class GroupMambaLayer(nn.Layer):
         pairs = zip(groups, paddle.unbind(scanned, 0), paddle.unbind(F.silu(gate), 0))
         merged = paddle.concat([group.out_proj(group.out_norm(y) * z) for group, y, z in pairs], 2)
         return self.proj(self.norm(merged * x * (affinity * self.skip_scale).unsqueeze(1)))
+
+
+def are_plain(groups: list[SS2D]) -> bool:
+    """Whether no part has a hook or a forward of its own, which operators for all groups at once would pass by."""
+    parts = [part for group in groups for part in (group.in_proj, group.conv2d, group.out_norm, group.out_proj)]
+    return not any(p._forward_pre_hooks or p._forward_post_hooks or "forward" in p.__dict__ for p in parts)
+
+
+def mixed(groups: list[SS2D], x: Tensor, height: int, width: int) -> Tensor:
+    """What `GroupMambaLayer` does with its groups, for all of them at once, in training: (N, H W, C) -> (N, H W, C)."""
+    inner, gate = parted_products(x, paddle.stack([group.in_proj.weight for group in groups]))  # (4, N, H W, C / 4)
+    weight = paddle.stack([group.conv2d.weight for group in groups]).squeeze(2)  # (4, C / 4, 3, 3)
+    bias = paddle.stack([group.conv2d.bias for group in groups])
+    maps = token_conv(inner, weight, bias, height, width, "silu")
+    weight = paddle.stack([group.out_norm.weight for group in groups])
+    bias = paddle.stack([group.out_norm.bias for group in groups])
+    y = gated_norm(scan(groups, maps, height, width), gate, weight, bias, groups[0].out_norm.epsilon)
+    return joined_products(y, paddle.stack([group.out_proj.weight for group in groups]))
 
 
 def scan(groups: list[SS2D], u: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:

@@ -4,8 +4,9 @@ from ppcls_ext.ops.batch_norm import batch_norm
 from ppcls_ext.ops.depthwise import depthwise_conv
 from ppcls_ext.ops.direct_conv import direct_conv
 from ppcls_ext.ops.group_mamba import embedding, group_mamba_block
+from ppcls_ext.ops.group_products import joined_products, parted_products, weighed
 from ppcls_ext.ops.large_depthwise import LargeDepthwiseConv2D, large_depthwise_conv
-from ppcls_ext.ops.layer_norm import layer_norm
+from ppcls_ext.ops.layer_norm import gated_norm, layer_norm
 from ppcls_ext.ops.products import linear
 from ppcls_ext.ops.selective_scan import cross_scan, linear_scan, selective_scan
 from ppcls_ext.ops.token_conv import token_conv
@@ -17,11 +18,15 @@ __all__ = [
     "depthwise_conv",
     "direct_conv",
     "embedding",
+    "gated_norm",
     "group_mamba_block",
+    "joined_products",
     "large_depthwise_conv",
     "layer_norm",
     "linear",
     "linear_scan",
+    "parted_products",
     "selective_scan",
     "token_conv",
+    "weighed",
 ]

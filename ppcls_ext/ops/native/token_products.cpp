@@ -1,4 +1,4 @@
-// Gradients of linear layers' weights and biases: sums over many rows. And the product of maps with an image's weights.
+// Gradients of linear layers' weights and biases: sums over many rows. And the product of tokens with an image's weights.
 //
 // Rows pass in chunks that stay in the cache; every sum is made by one thread, row by row.
 
@@ -124,5 +124,38 @@ extern "C" void products_gradients(const int64_t* sizes, const float* const* add
         const int64_t begin = inner * tile / tiles, end = inner * (tile + 1) / tiles;
         for (int64_t i = begin; i < end; i++)
             std::memcpy(const_cast<float*>(own[2]) + i * w_row + panel * width, sums + (i - begin) * row_size, bytes);
+    }
+}
+
+// sizes: N, L, C. x y weight: (N, L, C), (N, L, C), (N, C) -> (N, L, C)
+extern "C" void weighed_forward(const int64_t* sizes, const float* x, const float* y, const float* weight, float* to) {
+    const int64_t length = sizes[1], channels = sizes[2], rows = sizes[0] * length;
+#pragma omp parallel for schedule(static) if (rows * channels >= 16384)
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t c = 0; c < channels; c += LANES) {
+            const int64_t at = row * channels + c;
+            const int count = lanes(channels - c);
+            store(to + at, load(x + at, count) * load(y + at, count) * load(weight + row / length * channels + c, count),
+                  count);
+        }
+}
+
+extern "C" void weighed_backward(const int64_t* sizes, const float* x, const float* y, const float* weight,
+                                 const float* g, float* x_gradient, float* y_gradient, float* weight_gradient) {
+    const int64_t length = sizes[1], channels = sizes[2];
+#pragma omp parallel for schedule(static) if (sizes[0] * length * channels >= 16384)
+    for (int64_t image = 0; image < sizes[0]; image++) {
+        float* sums = weight_gradient + image * channels;
+        std::memset(sums, 0, channels * sizeof(float));
+        for (int64_t row = image * length; row < (image + 1) * length; row++)
+            for (int64_t c = 0; c < channels; c += LANES) {
+                const int64_t at = row * channels + c;
+                const int count = lanes(channels - c);
+                const vec x_v = load(x + at, count), y_v = load(y + at, count), g_v = load(g + at, count);
+                const vec with_weight = g_v * load(weight + image * channels + c, count);
+                store(x_gradient + at, with_weight * y_v, count);
+                store(y_gradient + at, with_weight * x_v, count);
+                store(sums + c, load(sums + c, count) + g_v * x_v * y_v, count);
+            }
     }
 }
