@@ -42,7 +42,7 @@ def assert_agrees(function: Callable, arrays: list[np.ndarray]) -> None:
         np.testing.assert_allclose(mine, other, rtol=0, atol=TOLERANCE * np.abs(other).max() + 1e-12)
 
 
-MAPS = [(2, 3, 7, 9), (1, 2, 1, 1), (2, 4, 2, 3), (1, 1, 33, 18)]
+MAPS = [(2, 3, 7, 9), (1, 2, 1, 1), (2, 4, 2, 3), (1, 1, 33, 18), (3, 17, 3, 5)]
 KERNELS = [(3, 3), (5, 5), (1, 3), (5, 1), (7, 7), (2, 4)]
 STRIDES = [(1, 1), (2, 2), (2, 1), (1, 3), (3, 2)]
 PADDINGS = [(0, 1, 1, 2), (3, 0, 2, 5), (1, 1, 1, 1), (0, 0, 0, 0)]
@@ -60,6 +60,22 @@ def test_a_depthwise_convolution_of_any_shape_is_paddles(
             channels = shape[1] * multiplier
             arrays = draw(shape, (channels, 1, *kernel), (channels,))
             assert_agrees(lambda x, w, b, p=padding: depthwise_conv(x, w, b, stride, p), arrays)
+
+
+# by rows: many taps, and a large map; by channels: many images and channels, with parts of the batch
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [((2, 3, 40, 30), (12, 11)), ((1, 2, 190, 188), (3, 5)), ((11, 58, 6, 6), (3, 3)), ((5, 24, 12, 13), (9, 9))],
+    ids=str,
+)
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 2)], ids=str)
+def test_a_depthwise_convolution_is_paddles_by_rows_and_by_channels(
+    shape: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int], built: None
+) -> None:
+    for multiplier in (1, 2) if shape[1] < 10 else (1,):
+        channels = shape[1] * multiplier
+        arrays = draw(shape, (channels, 1, *kernel), (channels,))
+        assert_agrees(lambda x, w, b: depthwise_conv(x, w, b, stride, (4, 5, 3, 2)), arrays)
 
 
 # (N, C, H, W), output channels, groups: tiles of many and of few channels, uneven ones, strips, blocks of images
@@ -264,8 +280,8 @@ from ppcls_ext.ops import cross_scan, native
 native.install()
 def digest():
     paddle.seed(0)
-    layer = DepthwiseConv2D(64, 64, (5, 5), (2, 2), bias=True)
-    x = paddle.randn([4, 64, 29, 31]); x.stop_gradient = False
+    layer = DepthwiseConv2D(58, 58, (5, 5), (2, 2), bias=True)
+    x = paddle.randn([5, 58, 29, 31]); x.stop_gradient = False
     layer(x).square().sum().backward()
     u = paddle.randn([4, 2, 49, 24]); u.stop_gradient = False
     project = lambda v: (v * 0.5, v[..., :1], v[..., 1:2])
@@ -276,6 +292,10 @@ def digest():
     normalised = norm(linear(tokens)); normalised.square().sum().backward()
     parts = [x.grad, layer.weight.grad, layer.bias.grad, y, u.grad, normalised, tokens.grad]
     parts += [w.grad for w in (linear.weight, linear.bias, norm.weight, norm.bias)]
+    layer = DepthwiseConv2D(24, 24, (3, 3), bias=True)
+    maps = paddle.randn([7, 24, 150, 149]); maps.stop_gradient = False
+    y = layer(maps); y.square().sum().backward()
+    parts += [y, maps.grad, layer.weight.grad, layer.bias.grad]
     for channels, groups in ((48, 1), (48, 3), (32, 8)):
         layer = DirectConv2D(channels, channels, 3, groups=groups, bias=True)
         maps = paddle.randn([3, channels, 40, 37]); maps.stop_gradient = False

@@ -29,6 +29,7 @@ import paddle
 
 SOURCES = (
     "depthwise.cpp",
+    "depthwise_lanes.cpp",
     "conv.cpp",
     "conv_weights.cpp",
     "tokens.cpp",
@@ -40,7 +41,7 @@ SOURCES = (
     "embedding.cpp",
     "group_mamba.cpp",
 )
-HEADERS = ("vectors.h", "maps.h", "conv.h", "tiles.h", "steps.h")
+HEADERS = ("vectors.h", "maps.h", "depthwise.h", "conv.h", "tiles.h", "steps.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 SWITCH = "PPCLS_EXT_COMPILED"  # 0: never; anything else, or unset: where it can be built
 CACHE = "PPCLS_EXT_CACHE"  # the folder of the shared objects, ~/.cache/ppcls_ext unless set

@@ -1,14 +1,11 @@
-// Depthwise convolution of maps (N, C, H, W), any kernel, stride and padding, with its gradients.
+// Depthwise convolution of maps (N, C, H, W), any kernel, stride and padding, with its gradients: the choice between
+// the two ways, and the first of them, a map at a time.
 //
 // Every sum is made by one thread in one order: the bits depend neither on the run nor on the number of threads.
 
-#include "maps.h"
+#include "depthwise.h"
 
 namespace {
-
-struct Shape : Maps {
-    int64_t n, channels, multiplier;
-};
 
 // out[i] = start + sum over taps of weights[t] * from[t][i]; written in whole pairs of vectors
 template <int TAPS>
@@ -54,7 +51,7 @@ void products(vec* sums, const float* g, const float* const* from, int64_t taps,
     for (; t < taps; t++) products<1>(sums + t, g, from + t, length);
 }
 
-Shape shape_of(const int64_t* s) {
+Depthwise shape_of(const int64_t* s) {
     return {{s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12]}, s[0], s[1], s[2]};
 }
 
@@ -64,9 +61,7 @@ thread_local Scratch scratch;
 
 }  // namespace
 
-// x (N, C, H, W), weight (m C, taps), bias (m C) or null -> y (N, m C, H', W')
-extern "C" void depthwise_forward(const int64_t* sizes, const float* x, const float* weight, const float* bias, float* y) {
-    const Shape s = shape_of(sizes);
+void rows_forward(const Depthwise& s, const float* x, const float* weight, const float* bias, float* y) {
     const int64_t taps = s.taps(), out_map = s.out_height * s.out_width;
 #pragma omp parallel for schedule(static)
     for (int64_t map = 0; map < s.n * s.channels; map++) {
@@ -84,10 +79,8 @@ extern "C" void depthwise_forward(const int64_t* sizes, const float* x, const fl
     }
 }
 
-// the gradients of x, weight and bias, each of which may be null
-extern "C" void depthwise_backward(const int64_t* sizes, const float* x, const float* weight, const float* g,
-                                   float* x_gradient, float* weight_gradient, float* bias_gradient) {
-    const Shape s = shape_of(sizes);
+void rows_backward(const Depthwise& s, const float* x, const float* weight, const float* g, float* x_gradient,
+                   float* weight_gradient, float* bias_gradient) {
     const int64_t taps = s.taps(), out_map = s.out_height * s.out_width, before = s.reach();
 #pragma omp parallel for schedule(static)
     for (int64_t channel = 0; channel < s.channels; channel++) {
@@ -137,4 +130,17 @@ extern "C" void depthwise_backward(const int64_t* sizes, const float* x, const f
         for (int64_t i = 0; i < s.multiplier * taps && weight_gradient; i++)
             weight_gradient[channel * s.multiplier * taps + i] = sum(sums[i]);
     }
+}
+
+// x (N, C, H, W), weight (m C, taps), bias (m C) or null -> y (N, m C, H', W')
+extern "C" void depthwise_forward(const int64_t* sizes, const float* x, const float* weight, const float* bias, float* y) {
+    const Depthwise s = shape_of(sizes);
+    (lanes_pay(s) ? lanes_forward : rows_forward)(s, x, weight, bias, y);
+}
+
+// the gradients of x, weight and bias, each of which may be null
+extern "C" void depthwise_backward(const int64_t* sizes, const float* x, const float* weight, const float* g,
+                                   float* x_gradient, float* weight_gradient, float* bias_gradient) {
+    const Depthwise s = shape_of(sizes);
+    (lanes_pay(s) ? lanes_backward : rows_backward)(s, x, weight, g, x_gradient, weight_gradient, bias_gradient);
 }
