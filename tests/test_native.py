@@ -289,8 +289,8 @@ def digest():
     y.square().sum().backward()
     tokens = paddle.randn([2, 900, 64]); tokens.stop_gradient = False
     linear, norm = Linear(64, 96), LayerNorm(96)
-    normalised = norm(linear(tokens)); normalised.square().sum().backward()
-    parts = [x.grad, layer.weight.grad, layer.bias.grad, y, u.grad, normalised, tokens.grad]
+    outcome = norm(linear(tokens)); outcome.square().sum().backward()
+    parts = [x.grad, layer.weight.grad, layer.bias.grad, y, u.grad, outcome, tokens.grad]
     parts += [w.grad for w in (linear.weight, linear.bias, norm.weight, norm.bias)]
     layer = DepthwiseConv2D(24, 24, (3, 3), bias=True)
     maps = paddle.randn([7, 24, 150, 149]); maps.stop_gradient = False
