@@ -274,7 +274,7 @@ def test_what_is_frozen_gets_no_gradient_and_other_types_are_paddles(built: None
 WORK = """
 import hashlib, os, sys
 import numpy as np, paddle
-from ppcls_ext.backbones.groupmamba import Block, Embedding
+from ppcls_ext.backbones.groupmamba import Block, Embedding, GroupMambaLayer
 from ppcls_ext.layers import DepthwiseConv2D, DirectConv2D, LayerNorm, Linear, normalised
 from ppcls_ext.ops import cross_scan, native
 native.install()
@@ -296,6 +296,10 @@ def digest():
     maps = paddle.randn([7, 24, 150, 149]); maps.stop_gradient = False
     y = layer(maps); y.square().sum().backward()
     parts += [y, maps.grad, layer.weight.grad, layer.bias.grad]
+    mixing, tokens = GroupMambaLayer(64), paddle.randn([3, 900, 64])
+    tokens.stop_gradient = False
+    y = mixing(tokens, 30, 30); y.square().sum().backward()
+    parts += [y, tokens.grad, *(w.grad for w in mixing.parameters())]
     for channels, groups in ((48, 1), (48, 3), (32, 8)):
         layer = DirectConv2D(channels, channels, 3, groups=groups, bias=True)
         maps = paddle.randn([3, channels, 40, 37]); maps.stop_gradient = False

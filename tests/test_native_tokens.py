@@ -9,7 +9,17 @@ import pytest
 from test_native import TOLERANCE, assert_agrees, draw
 
 from ppcls_ext.backbones.groupmamba import GroupMambaLayer, are_plain
-from ppcls_ext.ops import gated_norm, joined_products, layer_norm, linear, native, parted_products, weighed
+from ppcls_ext.ops import (
+    cross_scan,
+    gated_norm,
+    joined_products,
+    layer_norm,
+    linear,
+    native,
+    parted_products,
+    scan_of_products,
+    weighed,
+)
 
 ROWS = [(1, 1), (2, 7), (3, 197)]  # images and places: a single row, less than a chunk of the sums, more than one
 
@@ -84,6 +94,28 @@ def test_tokens_weighed_by_channel_and_their_gradients_are_paddles(
     assert_agrees(function, draw((*rows, channels), (*rows, channels), (rows[0], channels)))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 6)], ids=str)
+@pytest.mark.parametrize("channels", [(1, 1), (17, 2), (32, 3)], ids=str)
+def test_a_scan_of_products_is_the_scan_of_what_paddle_multiplies(
+    size: tuple[int, int], channels: tuple[int, int], built: None
+) -> None:
+    width, rank = channels
+
+    def function(u: paddle.Tensor, low: paddle.Tensor, step: paddle.Tensor, *others: paddle.Tensor) -> paddle.Tensor:
+        if native.usable(u):
+            return scan_of_products(u, low, step, *others, *size)
+
+        def projected(u: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+            product = paddle.einsum("gnlc,grc->gnlr", u, low)
+            return paddle.einsum("gnlr,gcr->gnlc", product[..., :rank], step), product[..., -2:-1], product[..., -1:]
+
+        return cross_scan(u, projected, *others, *size)
+
+    shapes = (4, 3, size[0] * size[1], width), (4, rank + 2, width), (4, width, rank), *[(4, width)] * 3
+    u, low, step, bias, a, d = draw(*shapes)
+    assert_agrees(function, [u, low / width**0.5, step, bias, -np.abs(a) - 0.1, d])
+
+
 def test_a_layer_that_trains_all_groups_at_once_computes_what_its_parts_do(built: None) -> None:
     paddle.seed(0)
     layer = GroupMambaLayer(32)
@@ -103,3 +135,18 @@ def test_a_layer_that_trains_all_groups_at_once_computes_what_its_parts_do(built
             hook.remove()
     for mine, other in zip(*results):
         np.testing.assert_allclose(mine, other, rtol=0, atol=5 * TOLERANCE * np.abs(other).max())
+
+
+@pytest.mark.parametrize("trained", [[], ["mamba_g2.in_proj.weight"], ["mamba_g1.Ds", "fc2.bias"], ["proj.bias"]])
+def test_a_layer_whose_groups_are_frozen_trains_the_rest(trained: list[str], built: None) -> None:
+    layer = GroupMambaLayer(32)
+    for name, parameter in layer.named_parameters():
+        parameter.stop_gradient = name not in trained
+    y = layer(paddle.randn([2, 6, 32]), 2, 3)
+    assert y.stop_gradient == (not trained)
+    if trained:
+        y.square().sum().backward()
+    assert [name for name, p in layer.named_parameters() if p.grad is not None] == sorted(trained, key=NAMES.index)
+
+
+NAMES = [name for name, _ in GroupMambaLayer(16).named_parameters()]

@@ -42,6 +42,7 @@ from ppcls_ext.ops import (
     joined_products,
     native,
     parted_products,
+    scan_of_products,
     token_conv,
     weighed,
 )
@@ -135,19 +136,17 @@ def mixed(groups: list[SS2D], x: Tensor, height: int, width: int) -> Tensor:
     weight = paddle.stack([group.conv2d.weight for group in groups]).squeeze(2)  # (4, C / 4, 3, 3)
     bias = paddle.stack([group.conv2d.bias for group in groups])
     maps = token_conv(inner, weight, bias, height, width, "silu")
+    bias, decay, skip, weight, step_weight = scan_weights(groups)
+    scanned = scan_of_products(maps, weight, step_weight, bias, decay, skip, height, width)
     weight = paddle.stack([group.out_norm.weight for group in groups])
     bias = paddle.stack([group.out_norm.bias for group in groups])
-    y = gated_norm(scan(groups, maps, height, width), gate, weight, bias, groups[0].out_norm.epsilon)
+    y = gated_norm(scanned, gate, weight, bias, groups[0].out_norm.epsilon)
     return joined_products(y, paddle.stack([group.out_proj.weight for group in groups]))
 
 
 def scan(groups: list[SS2D], u: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
     """The scans of all groups at once: (4, N, L, C), row by row -> (4, N, L, C)."""
-    bias = paddle.concat([group.dt_projs_bias for group in groups])
-    decay = -paddle.exp(paddle.stack([group.A_logs for group in groups]).squeeze(2))
-    skip = paddle.stack([group.Ds for group in groups])
-    weight = paddle.concat([group.x_proj_weight for group in groups])  # (4, R + 2, C)
-    step_weight = paddle.concat([group.dt_projs_weight for group in groups])  # (4, C, R)
+    bias, decay, skip, weight, step_weight = scan_weights(groups)
     channels, rank = step_weight.shape[1:]
 
     def projected(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,6 +156,16 @@ def scan(groups: list[SS2D], u: Tensor, height: int | Tensor, width: int | Tenso
         return tuple(y.reshape([GROUPS, -1, length, own]) for y, own in ((step, channels), (b, 1), (c, 1)))
 
     return cross_scan(u, projected, bias, decay, skip, height, width)
+
+
+def scan_weights(groups: list[SS2D]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Bias, decay and skip (4, C), what steps, b and c are made with (4, R + 2, C), and the steps then (4, C, R)."""
+    bias = paddle.concat([group.dt_projs_bias for group in groups])
+    decay = -paddle.exp(paddle.stack([group.A_logs for group in groups]).squeeze(2))
+    skip = paddle.stack([group.Ds for group in groups])
+    weight = paddle.concat([group.x_proj_weight for group in groups])
+    step_weight = paddle.concat([group.dt_projs_weight for group in groups])
+    return bias, decay, skip, weight, step_weight
 
 
 class ConvMLP(nn.Layer):

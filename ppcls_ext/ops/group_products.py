@@ -32,6 +32,7 @@ def weighed(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
 class _Parted(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.wanted = [not t.stop_gradient for t in (x, weight)]
         x, weight = native.ready(x), native.ready(weight)
         ctx.save_for_backward(x, weight)
         n, length, _ = x.shape
@@ -47,7 +48,7 @@ class _Parted(paddle.autograd.PyLayer):
         return tuple(halves)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensor()
         gradients = [native.ready(g) for g in gradients]
         rows, (groups, inner, both) = x.shape[0] * x.shape[1], weight.shape
@@ -63,12 +64,13 @@ class _Parted(paddle.autograd.PyLayer):
                 sums.append(((x, group * inner), own, (weight_gradient, w)))
             multiply((rows, columns, inner), (columns, 1, both, groups * inner), products)
         sum_products((rows, inner, columns), (groups * inner, columns, both), sums)
-        return x_gradient, weight_gradient
+        return native.where(ctx.wanted, (x_gradient, weight_gradient))
 
 
 class _Joined(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.wanted = [not t.stop_gradient for t in (x, weight)]
         x, weight = native.ready(x), native.ready(weight)
         ctx.save_for_backward(x, weight)
         groups, n, length, inner = x.shape
@@ -82,7 +84,7 @@ class _Joined(paddle.autograd.PyLayer):
         return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensor()
         gradient = native.ready(gradient)
         groups, n, length, inner = x.shape
@@ -95,7 +97,7 @@ class _Joined(paddle.autograd.PyLayer):
             sums.append(((x, at), own, (weight_gradient, w)))
         multiply((rows, columns, inner), (groups * columns, 1, columns, inner), products)
         sum_products((rows, inner, columns), (inner, groups * columns, columns), sums)
-        return x_gradient, weight_gradient
+        return native.where(ctx.wanted, (x_gradient, weight_gradient))
 
 
 class _Weighed(paddle.autograd.PyLayer):
@@ -103,14 +105,15 @@ class _Weighed(paddle.autograd.PyLayer):
     def forward(ctx: Any, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
         tensors = [native.ready(t) for t in (x, y, weight)]
         ctx.save_for_backward(*tensors)
+        ctx.wanted = [not t.stop_gradient for t in (x, y, weight)]
         result = paddle.empty(x.shape, dtype="float32")
         native.library().weighed_forward(native.sizes(*x.shape), *(native.pointer(t) for t in (*tensors, result)))
         return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensor()
         results = [paddle.empty(t.shape, dtype="float32") for t in tensors]
         pointers = [native.pointer(t) for t in (*tensors, native.ready(gradient), *results)]
         native.library().weighed_backward(native.sizes(*tensors[0].shape), *pointers)
-        return tuple(results)
+        return native.where(ctx.wanted, results)

@@ -76,4 +76,4 @@ class _LayerNorm(paddle.autograd.PyLayer):
         ours = (x_gradient, gate_gradient[0] if gate else None, weight_gradient, bias_gradient)
         tensors = (x, weight, bias, gate[0] if gate else None, kept, native.ready(gradient), *ours)
         native.library().norm_backward(_sizes(x, weight), *(native.pointer(t) for t in tensors))
-        return tuple(result if wanted else None for result, wanted in zip(results, ctx.wanted))
+        return native.where(ctx.wanted, results)

@@ -91,10 +91,11 @@ def sum_products(shape: tuple[int, int, int], steps: tuple[int, int, int], produ
 
 def _addresses(products: Sequence[Sequence[Place]], width: int) -> ctypes.Array:
     places = [place for product in products for place in (*product, *[None] * (width - len(product)))]
-    return (ctypes.c_void_p * len(places))(*(_address(place) for place in places))
+    return (ctypes.c_void_p * len(places))(*(address(place) for place in places))
 
 
-def _address(place: Place) -> int | None:
+def address(place: Place) -> ctypes.c_void_p | None:
+    """Where the values of a place begin, which must lie in order."""
     if isinstance(place, tuple):
-        return place[0].data_ptr() + _FLOAT_BYTES * place[1]
-    return None if place is None else place.data_ptr()
+        return ctypes.c_void_p(place[0].data_ptr() + _FLOAT_BYTES * place[1])
+    return native.pointer(place)

@@ -25,6 +25,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from ppcls_ext.ops import native
+from ppcls_ext.ops.products import address, multiply, sum_products
 
 _BY_ROW, _BY_COLUMN = 0, 1  # orders, as in scan.cpp: 2 and 3 are the reverse of these
 _LOOPED = 16  # so few steps are taken one by one
@@ -130,8 +131,8 @@ def _compiled_forward(*arguments: Any) -> Tensor:
     return y
 
 
-def _shape(u: Tensor, height: int, width: int, orders: list[int]) -> tuple[Any, Any]:
-    return native.sizes(u.shape[0], u.shape[1], height, width, u.shape[3]), native.sizes(*orders)
+def _shape(u: Tensor, height: int, width: int, orders: list[int], apart: int = 1) -> tuple[Any, Any]:
+    return native.sizes(u.shape[0], u.shape[1], height, width, u.shape[3], apart), native.sizes(*orders)
 
 
 class _Compiled(paddle.autograd.PyLayer):
@@ -154,7 +155,79 @@ class _Compiled(paddle.autograd.PyLayer):
         native.library().scan_backward(*_shape(u, *ctx.options), *pointers)
         for i in (2, 3, 6):
             results[i] = results[i].sum(1)
-        return tuple(result if wanted else None for result, wanted in zip(results, ctx.wanted))
+        return native.where(ctx.wanted, results)
+
+
+def scan_of_products(
+    u: Tensor, weight: Tensor, step_weight: Tensor, bias: Tensor, a: Tensor, d: Tensor, height: int, width: int
+) -> Tensor:
+    """`cross_scan` whose steps, b and c are products of u, of low rank the steps: (4, N, H W, C).
+
+    weight: (4, R + 2, C), the last two rows for b and c; step_weight: (4, C, R); bias, a, d: (4, C). For tensors that
+    `native.usable` takes.
+    """
+    return _ScanOfProducts.apply(u, weight, step_weight, bias, a, d, height, width)
+
+
+_ORDERS = [0, 1, 2, 3]
+
+
+class _ScanOfProducts(paddle.autograd.PyLayer):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        weight: Tensor,
+        step_weight: Tensor,
+        bias: Tensor,
+        a: Tensor,
+        d: Tensor,
+        height: int,
+        width: int,
+    ) -> Tensor:
+        tensors = (u, weight, step_weight, bias, a, d)
+        ctx.wanted = [not x.stop_gradient for x in tensors]
+        u, weight, step_weight, bias, a, d = (native.ready(x) for x in tensors)
+        groups, n, length, channels = u.shape
+        rows, low_row, rank = n * length, weight.shape[1], step_weight.shape[2]
+        low = paddle.empty([groups, n, length, low_row], dtype="float32")
+        step, y = paddle.empty(u.shape, dtype="float32"), paddle.empty(u.shape, dtype="float32")
+        whole, small = rows * channels, rows * low_row
+        products = [((u, i * whole), (weight, i * low_row * channels), (low, i * small)) for i in range(groups)]
+        multiply((rows, channels, low_row), (channels, 1, channels, low_row), products)
+        products = [((low, i * small), (step_weight, i * channels * rank), (step, i * whole)) for i in range(groups)]
+        multiply((rows, rank, channels), (low_row, 1, rank, channels), products)
+        places = [address(x) for x in (u, step, bias, a, (low, rank), (low, rank + 1), d, y)]
+        native.library().scan_forward(*_shape(u, height, width, _ORDERS, low_row), *places)
+        ctx.save_for_backward(u, weight, step_weight, bias, a, d, low, step)
+        ctx.size = height, width
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        u, weight, step_weight, bias, a, d, low, step = ctx.saved_tensor()
+        groups, n, length, channels = u.shape
+        rows, low_row, rank = n * length, weight.shape[1], step_weight.shape[2]
+        shapes = [t.shape for t in (u, weight, step_weight, low, step)] + [[groups, n, channels]] * 3
+        results = [paddle.empty(shape, dtype="float32") for shape in shapes]
+        gu, gweight, gstep_weight, glow, gstep, gbias, ga, gd = results
+        scanned = (u, step, bias, a, (low, rank), (low, rank + 1), d, native.ready(gradient))
+        own = (gu, gstep, gbias, ga, (glow, rank), (glow, rank + 1), gd)
+        places = [address(x) for x in (*scanned, *own)]
+        native.library().scan_backward(*_shape(u, *ctx.size, _ORDERS, low_row), *places)
+        whole, small = rows * channels, rows * low_row
+        of_steps, of_low, step_sums, low_sums = [], [], [], []
+        for i in range(groups):
+            w, step_w = i * low_row * channels, i * channels * rank
+            of_steps.append(((gstep, i * whole), (step_weight, step_w), (glow, i * small)))
+            of_low.append(((glow, i * small), (weight, w), (gu, i * whole), None, (gu, i * whole)))
+            step_sums.append(((gstep, i * whole), (low, i * small), (gstep_weight, step_w)))
+            low_sums.append(((glow, i * small), (u, i * whole), (gweight, w)))
+        multiply((rows, channels, rank), (channels, rank, 1, low_row), of_steps)
+        sum_products((rows, channels, rank), (channels, low_row, rank), step_sums)
+        multiply((rows, low_row, channels), (low_row, channels, 1, channels), of_low)
+        sum_products((rows, low_row, channels), (low_row, channels, channels), low_sums)
+        return native.where(ctx.wanted, (gu, gweight, gstep_weight, gbias.sum(1), ga.sum(1), gd.sum(1)))
 
 
 # ------------------------------------------------------------------------------------------------ plain Paddle

@@ -146,6 +146,11 @@ def empty_where(wanted: Sequence[bool], shapes: Sequence[Sequence[int]]) -> list
     return [paddle.empty(shape, dtype="float32") if want else None for want, shape in zip(wanted, shapes)]
 
 
+def where(wanted: Sequence[bool], results: Sequence[paddle.Tensor]) -> tuple[paddle.Tensor | None, ...]:
+    """The gradients that are wanted, None for the others: Paddle refuses one of what has none."""
+    return tuple(result if want else None for want, result in zip(wanted, results))
+
+
 def sizes(*numbers: int) -> ctypes.Array:
     """int64 numbers for C."""
     return (ctypes.c_int64 * len(numbers))(*numbers)

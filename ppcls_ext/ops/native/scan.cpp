@@ -67,11 +67,13 @@ void scan_of_products(const ScanShape& s, const float* u, const float* low, cons
     }
 }
 
-// sizes: G, N, H, W, C; orders: of each group. u, step (G, N, L, C); b, c (G, N, L); bias, a, d (G, C) -> y
+// sizes: G, N, H, W, C, and how far the values of b and c are from place to place; orders: of each group. u, step
+// (G, N, L, C); b, c (G, N, L); bias, a, d (G, C) -> y
 extern "C" void scan_forward(const int64_t* sizes, const int64_t* orders, const float* u, const float* step,
                              const float* bias, const float* a, const float* b, const float* c, const float* d,
                              float* y) {
     const int64_t groups = sizes[0], n = sizes[1], height = sizes[2], width = sizes[3], channels = sizes[4];
+    const int64_t apart = sizes[5];
     const int64_t length = height * width, blocks = (channels + LANES - 1) / LANES;
     const int count = channels < LANES ? channels : LANES;
 #pragma omp parallel for schedule(static)
@@ -84,18 +86,20 @@ extern "C" void scan_forward(const int64_t* sizes, const int64_t* orders, const 
         for (int64_t t = 0; t < length; t++) {
             const int64_t p = place(t), at = start + p * channels;
             const vec u_v = load(u + at, count), s = softplus(load(step + at, count) + bias_v);
-            h = exponential(s * a_v) * h + s * u_v * b[row * length + p];
-            store(y + at, h * c[row * length + p] + d_v * u_v, count);
+            h = exponential(s * a_v) * h + s * u_v * b[(row * length + p) * apart];
+            store(y + at, h * c[(row * length + p) * apart] + d_v * u_v, count);
         }
     }
 }
 
-// Gradients of all arguments; those of bias, a and d come as (G, N, C), to be summed over N by the caller.
+// Gradients of all arguments, those of b and c as far apart as these; those of bias, a and d come as (G, N, C), to be
+// summed over N by the caller.
 extern "C" void scan_backward(const int64_t* sizes, const int64_t* orders, const float* u, const float* step,
                               const float* bias, const float* a, const float* b, const float* c, const float* d,
                               const float* g, float* gu, float* gstep, float* gbias, float* ga, float* gb, float* gc,
                               float* gd) {
     const int64_t groups = sizes[0], n = sizes[1], height = sizes[2], width = sizes[3], channels = sizes[4];
+    const int64_t apart = sizes[5];
     const int64_t length = height * width, blocks = (channels + LANES - 1) / LANES;
     const int count = channels < LANES ? channels : LANES;
 #pragma omp parallel for schedule(static)
@@ -115,14 +119,14 @@ extern "C" void scan_backward(const int64_t* sizes, const int64_t* orders, const
             for (int64_t t = 0; t < length; t++) {
                 const int64_t p = place(t), at = start + p * channels;
                 const vec s = softplus(load(step + at, count) + bias_v), decay = exponential(s * a_v);
-                h = decay * h + s * load(u + at, count) * b[row * length + p];
+                h = decay * h + s * load(u + at, count) * b[(row * length + p) * apart];
                 store(kept_s + t * LANES, s);
                 store(kept_decay + t * LANES, decay);
                 store(kept_h + t * LANES, h);
             }
             vec reaching = {}, bias_sum = {}, a_sum = {}, d_sum = {};
             for (int64_t t = length - 1; t >= 0; t--) {
-                const int64_t p = place(t), at = start + p * channels, scalar = row * length + p;
+                const int64_t p = place(t), at = start + p * channels, scalar = (row * length + p) * apart;
                 const vec u_v = load(u + at, count), g_v = load(g + at, count);
                 const vec s = load(kept_s + t * LANES), decay = load(kept_decay + t * LANES);
                 const vec before = t > 0 ? load(kept_h + (t - 1) * LANES) : vec{};
