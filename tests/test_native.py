@@ -276,7 +276,7 @@ import hashlib, os, sys
 import numpy as np, paddle
 from ppcls_ext.backbones.groupmamba import Block, Embedding, GroupMambaLayer
 from ppcls_ext.layers import DepthwiseConv2D, DirectConv2D, LayerNorm, Linear, normalised
-from ppcls_ext.ops import cross_scan, native
+from ppcls_ext.ops import cross_scan, native, pointwise_conv
 native.install()
 def digest():
     paddle.seed(0)
@@ -309,6 +309,11 @@ def digest():
         y.stop_gradient = False
         normed = normalised(norm, y, paddle.nn.Silu()); normed.square().sum().backward()
         parts += [normed, y.grad, norm.weight.grad, norm.bias.grad, norm._mean, norm._variance]
+    for shape, out in (((64, 70, 3, 3), 200), ((3, 30, 33, 40), 90)):
+        maps, weight = paddle.randn(shape), paddle.randn([out, shape[1], 1, 1])
+        maps.stop_gradient = weight.stop_gradient = False
+        y = pointwise_conv(maps, weight); y.square().sum().backward()
+        parts += [y, maps.grad, weight.grad]
     embedding, block = Embedding(3, 84, 20), Block(84, 4, 0)
     embedding.eval(), block.eval()
     with paddle.no_grad():

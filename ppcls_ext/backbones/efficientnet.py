@@ -37,6 +37,7 @@ from ppcls_ext.layers import (
     DirectConv2D,
     DropPath,
     GlobalMean,
+    PointwiseConv2D,
     global_mean,
     make_divisible,
     normalised,
@@ -106,7 +107,7 @@ class PlainBlock(nn.Layer):
         self.bn1 = style.norm(in_channels)
         self.act1 = style.act()
         self.se = squeeze_excite(in_channels, in_channels, style)
-        self.conv_pw = nn.Conv2D(in_channels, out_channels, 1, bias_attr=False)
+        self.conv_pw = PointwiseConv2D(in_channels, out_channels)
         self.bn2 = style.norm(out_channels)
         self.residual = stride == 1 and in_channels == out_channels
         self.drop_path = DropPath(drop if self.residual else 0.0)
@@ -132,14 +133,14 @@ class ExpandingBlock(nn.Layer):
     ) -> None:
         super().__init__()
         hidden = in_channels * expansion
-        self.conv_pw = nn.Conv2D(in_channels, hidden, 1, bias_attr=False)
+        self.conv_pw = PointwiseConv2D(in_channels, hidden)
         self.bn1 = style.norm(hidden)
         self.act1 = style.act()
         self.conv_dw = style.depthwise(hidden, kernel, stride)
         self.bn2 = style.norm(hidden)
         self.act2 = style.act()
         self.se = squeeze_excite(hidden, in_channels, style)
-        self.conv_pwl = nn.Conv2D(hidden, out_channels, 1, bias_attr=False)
+        self.conv_pwl = PointwiseConv2D(hidden, out_channels)
         self.bn3 = style.norm(out_channels)
         self.residual = stride == 1 and in_channels == out_channels
         self.drop_path = DropPath(drop if self.residual else 0.0)
@@ -185,7 +186,7 @@ class EfficientNet(nn.Layer):
                 channels, done = width, done + 1
             stages.append(nn.Sequential(*blocks))
         self.blocks = nn.Sequential(*stages)
-        self.conv_head = nn.Conv2D(channels, head, 1, bias_attr=False)
+        self.conv_head = PointwiseConv2D(channels, head)
         self.bn2 = style.norm(head)
         self.act2 = style.act()
         self.dropout = nn.Dropout(dropout)

@@ -21,6 +21,7 @@ from ppcls_ext.layers import (
     DepthwiseConv2D,
     DirectConv2D,
     DropPath,
+    PointwiseConv2D,
     checkpointed,
     drop_path_rates,
     global_mean,
@@ -39,7 +40,7 @@ def conv_bn(conv: nn.Layer, channels: int, relu: bool = False) -> nn.Sequential:
 
 
 def pointwise(in_channels: int, out_channels: int, relu: bool = False) -> nn.Sequential:
-    return conv_bn(nn.Conv2D(in_channels, out_channels, 1, bias_attr=False), out_channels, relu)
+    return conv_bn(PointwiseConv2D(in_channels, out_channels), out_channels, relu)
 
 
 def depthwise(channels: int, stride: int) -> nn.Sequential:

@@ -22,6 +22,7 @@ from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, Pr
 from ppcls_ext.errors import Refused
 from ppcls_ext.layers import (
     DirectConv2D,
+    PointwiseConv2D,
     Sequential,
     fill_convolutions,
     fill_like_pytorch,
@@ -40,11 +41,11 @@ class Bottleneck(nn.Layer):
     def __init__(self, in_channels: int, width: int, stride: int, groups: int, base_width: int, vd: bool) -> None:
         super().__init__()
         hidden, out_channels = hidden_channels(width, groups, base_width), width * EXPANSION
-        self.conv1 = nn.Conv2D(in_channels, hidden, 1, bias_attr=False)
+        self.conv1 = PointwiseConv2D(in_channels, hidden)
         self.bn1 = nn.BatchNorm2D(hidden)
         self.conv2 = DirectConv2D(hidden, hidden, 3, stride, groups=groups)
         self.bn2 = nn.BatchNorm2D(hidden)
-        self.conv3 = nn.Conv2D(hidden, out_channels, 1, bias_attr=False)
+        self.conv3 = PointwiseConv2D(hidden, out_channels)
         self.bn3 = nn.BatchNorm2D(out_channels)
         self.relu = nn.ReLU()
         self.downsample = nn.Identity()
@@ -70,7 +71,7 @@ def projection(in_channels: int, out_channels: int, stride: int, vd: bool) -> Se
         )
     return Sequential(
         nn.Identity() if stride == 1 else nn.AvgPool2D(2, stride, ceil_mode=True),
-        nn.Conv2D(in_channels, out_channels, 1, bias_attr=False),
+        PointwiseConv2D(in_channels, out_channels),
         nn.BatchNorm2D(out_channels),
     )
 

@@ -25,6 +25,7 @@ from ppcls_ext.layers import (
     DepthwiseConv2D,
     DirectConv2D,
     PermuteChannels,
+    PointwiseConv2D,
     Sequential,
     global_mean,
     require_positive,
@@ -43,7 +44,7 @@ def depthwise(channels: int, stride: int) -> list[nn.Layer]:
 
 def pointwise(in_channels: int, out_channels: int, activation: Activation) -> list[nn.Layer]:
     """1x1 convolution, batch norm, activation."""
-    conv = nn.Conv2D(in_channels, out_channels, 1, bias_attr=False)
+    conv = PointwiseConv2D(in_channels, out_channels)
     return [conv, nn.BatchNorm2D(out_channels), ACTIVATIONS[activation]()]
 
 

@@ -36,6 +36,7 @@ SOURCES = (
     "scan.cpp",
     "products.cpp",
     "token_products.cpp",
+    "pointwise.cpp",
     "norm.cpp",
     "batch_norm.cpp",
     "embedding.cpp",
