@@ -212,7 +212,9 @@ def test_a_sequence_computes_what_its_layers_do_one_by_one(built: None) -> None:
 
 
 @pytest.mark.parametrize("activation", ["none", "silu", "gelu"])
-@pytest.mark.parametrize("size", [(1, 1, 1, 1, 3), (4, 2, 5, 4, 16), (2, 1, 1, 4, 35), (1, 2, 3, 7, 20)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(1, 1, 1, 1, 3), (4, 2, 5, 4, 16), (2, 1, 1, 4, 35), (1, 2, 3, 7, 20), (2, 2, 53, 9, 5)], ids=str
+)
 def test_a_convolution_of_tokens_is_that_of_maps(size: tuple[int, ...], activation: str, built: None) -> None:
     sets, n, height, width, channels = size
     arrays = draw((sets, n, height * width, channels), (sets, channels, 3, 3), (sets, channels))

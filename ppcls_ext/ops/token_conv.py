@@ -77,9 +77,8 @@ class _TokenConv(paddle.autograd.PyLayer):
         gradient = native.ready(gradient)
         height, width, activation = ctx.options
         before = inner[0] if inner else None
-        room = paddle.empty(x.shape, dtype="float32") if inner else None
         shapes = (x.shape, weight.shape, weight.shape[:2])
         results = native.empty_where(ctx.wanted, shapes)
-        pointers = [native.pointer(t) for t in (x, weight, before, gradient, room, *results)]
+        pointers = [native.pointer(t) for t in (x, weight, before, gradient, *results)]
         native.library().tokens_backward(_sizes(x, height, width), _CODES[activation], *pointers)
         return tuple(results)

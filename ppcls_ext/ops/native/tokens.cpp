@@ -28,12 +28,15 @@ struct Shape : TokenShape {
         int64_t start = block * LANES;
         return start + LANES > channels && channels >= LANES ? channels - LANES : start;
     }
+    int64_t line() const { return width * channels; }
     int count() const { return channels < LANES ? channels : LANES; }
 };
 
 constexpr int TOGETHER = 4;  // places of a row
+constexpr int SUMS = 10;     // gradients of nine weights and a bias
+constexpr int64_t STRIP = 24;  // rows of which one thread makes such sums, never a matter of how many there are
 
-thread_local Scratch scratch;
+thread_local Scratch scratch, passing;
 
 // Of each set: (C, 9) -> (9, C), mirrored for the gradient of x
 void by_tap(const Shape& s, const float* const* weight, float* to, bool mirrored) {
@@ -42,30 +45,40 @@ void by_tap(const Shape& s, const float* const* weight, float* to, bool mirrored
             for (int64_t c = 0; c < s.channels; c++) *to++ = weight[set][c * 9 + (mirrored ? 8 - t : t)];
 }
 
+// The rows of x that those of the kernel meet, null beyond the map
+struct Around {
+    const float* rows[3];
+    int top() const { return rows[0] ? 0 : 1; }
+    int bottom() const { return rows[2] ? 3 : 2; }
+};
+
+Around around(const Shape& s, const float* image, int64_t y) {
+    const float* row = image + y * s.line();
+    return {{y > 0 ? row - s.line() : nullptr, row, y + 1 < s.height ? row + s.line() : nullptr}};
+}
+
 // One row of places: out = bias + sum over taps of weights * x, through `finish`
 template <class Finish>
-void convolve_row(const Shape& s, const float* image, const float* weights, const float* bias, int64_t y,
+void convolve_row(const Shape& s, const Around& from, const float* weights, const float* bias, int64_t y,
                   const Finish& finish) {
-    const int64_t step = s.channels, line = s.width * step, blocks = s.blocks();
-    const int count = s.count();
-    const int top = y > 0 ? 0 : 1, bottom = y + 1 < s.height ? 3 : 2;  // rows of the kernel that meet the map
+    const int64_t step = s.channels, blocks = s.blocks();
+    const int count = s.count(), top = from.top(), bottom = from.bottom();
     for (int64_t x = 0; x < s.width; x++) {
-        const float* centre = image + y * line + x * step;
         if (x > 0 && x + TOGETHER < s.width) {  // several places share what they load
             for (int64_t block = 0; block < blocks; block++) {
                 const int64_t c = s.first(block);
                 const vec start = bias ? load(bias + c, count) : vec{};
                 vec sums[TOGETHER] = {start, start, start, start};
                 for (int i = top; i < bottom; i++) {
-                    vec around[TOGETHER + 2];
+                    vec near[TOGETHER + 2];
 #pragma GCC unroll 6
                     for (int p = 0; p < TOGETHER + 2; p++)
-                        around[p] = load(centre + (i - 1) * line + (p - 1) * step + c, count);
+                        near[p] = load(from.rows[i] + (x + p - 1) * step + c, count);
 #pragma GCC unroll 3
                     for (int j = 0; j < 3; j++) {
                         const vec w = load(weights + (3 * i + j) * step + c, count);
 #pragma GCC unroll 4
-                        for (int p = 0; p < TOGETHER; p++) sums[p] += w * around[p + j];
+                        for (int p = 0; p < TOGETHER; p++) sums[p] += w * near[p + j];
                     }
                 }
 #pragma GCC unroll 4
@@ -80,17 +93,59 @@ void convolve_row(const Shape& s, const float* image, const float* weights, cons
                 for (int i = top; i < bottom; i++)
                     for (int j = left; j < right; j++)
                         a += load(weights + (3 * i + j) * step + c, count) *
-                             load(centre + (i - 1) * line + (j - 1) * step + c, count);
+                             load(from.rows[i] + (x + j - 1) * step + c, count);
                 finish((y * s.width + x) * step + c, a);
             }
         }
     }
 }
 
+// sums[tap] += g * x of one row of places, the last of the sums without x: (blocks, 10, LANES)
+void add_row(const Shape& s, const Around& from, const float* g, float* kept) {
+    const int64_t step = s.channels;
+    const int count = s.count(), top = from.top(), bottom = from.bottom();
+    for (int64_t block = 0; block < s.blocks(); block++, kept += SUMS * LANES) {
+        const int64_t c = s.first(block);
+        vec sums[SUMS];
+#pragma GCC unroll 10
+        for (int t = 0; t < SUMS; t++) sums[t] = load(kept + t * LANES);
+        for (int64_t x = 0; x < s.width; x++) {
+            if (x > 0 && x + TOGETHER < s.width && top == 0 && bottom == 3) {
+                vec own[TOGETHER];
+#pragma GCC unroll 4
+                for (int p = 0; p < TOGETHER; p++) sums[9] += own[p] = load(g + (x + p) * step + c, count);
+#pragma GCC unroll 3
+                for (int i = 0; i < 3; i++) {
+                    vec near[TOGETHER + 2];
+#pragma GCC unroll 6
+                    for (int p = 0; p < TOGETHER + 2; p++)
+                        near[p] = load(from.rows[i] + (x + p - 1) * step + c, count);
+#pragma GCC unroll 3
+                    for (int j = 0; j < 3; j++)
+#pragma GCC unroll 4
+                        for (int p = 0; p < TOGETHER; p++) sums[3 * i + j] += own[p] * near[p + j];
+                }
+                x += TOGETHER - 1;
+                continue;
+            }
+            const vec own = load(g + x * step + c, count);
+            sums[9] += own;
+#pragma GCC unroll 3
+            for (int i = 0; i < 3; i++)
+#pragma GCC unroll 3
+                for (int j = 0; j < 3; j++)
+                    if (i >= top && i < bottom && x + j > 0 && x + j <= s.width)
+                        sums[3 * i + j] += own * load(from.rows[i] + (x + j - 1) * step + c, count);
+        }
+#pragma GCC unroll 10
+        for (int t = 0; t < SUMS; t++) store(kept + t * LANES, sums[t]);
+    }
+}
+
 Shape shape_of(const int64_t* s) { return {{s[0], s[1], s[2], s[3], s[4]}}; }
 
 // Where each set of (sets, size) lies
-std::vector<const float*> parts(const float* from, int64_t sets, int64_t size) {
+std::vector<const float*> by_set(const float* from, int64_t sets, int64_t size) {
     std::vector<const float*> result(sets);
     for (int64_t i = 0; i < sets; i++) result[i] = from + i * size;
     return result;
@@ -110,7 +165,7 @@ void convolve_tokens(const TokenShape& shape, int64_t activation, const float* x
         const int64_t own = row / s.height, set = own / s.n;
         float* out = y + own * image;
         float* inner = z ? z + own * image : nullptr;
-        convolve_row(s, x + own * image, weights + set * 9 * s.channels, bias[set], row % s.height,
+        convolve_row(s, around(s, x + own * image, row % s.height), weights + set * 9 * s.channels, bias[set], row % s.height,
                      [&](int64_t at, vec value) {
                          if (inner) store(inner + at, value, count);
                          store(out + at, activated(value, activation), count);
@@ -123,65 +178,64 @@ void convolve_tokens(const TokenShape& shape, int64_t activation, const float* x
 extern "C" void tokens_forward(const int64_t* sizes, int64_t activation, const float* x, const float* weight,
                                const float* bias, float* z, float* y) {
     const Shape s = shape_of(sizes);
-    convolve_tokens(s, activation, x, parts(weight, s.sets, s.channels * 9).data(),
-                    parts(bias, s.sets, s.channels).data(), z, y);
+    convolve_tokens(s, activation, x, by_set(weight, s.sets, s.channels * 9).data(),
+                    by_set(bias, s.sets, s.channels).data(), z, y);
 }
 
-// z is null without an activation; inner_gradient is room for the gradient of z, of its size, or null without one
+// z is null without an activation. An image's rows pass once: what the next step needs of them is in the cache.
 extern "C" void tokens_backward(const int64_t* sizes, int64_t activation, const float* x, const float* weight,
-                                const float* z, const float* g, float* inner_gradient, float* x_gradient,
-                                float* weight_gradient, float* bias_gradient) {
+                                const float* z, const float* g, float* x_gradient, float* weight_gradient,
+                                float* bias_gradient) {
     const Shape s = shape_of(sizes);
-    const int64_t image = s.height * s.width * s.channels, all_values = s.sets * s.n * image;
+    const int64_t line = s.line(), image = s.height * line, own_size = s.blocks() * SUMS * LANES;
+    const int64_t wanted = (s.height + STRIP - 1) / STRIP, strip = (s.height + wanted - 1) / wanted;
+    const int64_t strips = (s.height + strip - 1) / strip, per_set = s.n * strips;
     const int count = s.count();
-    if (z) {
-        const int64_t whole = all_values / LANES;
+    const bool sums_wanted = weight_gradient || bias_gradient;
+    float* weights = scratch.of(s.sets * (9 * s.channels + per_set * own_size));
+    float* parts = weights + s.sets * 9 * s.channels;
+    by_tap(s, by_set(weight, s.sets, s.channels * 9).data(), weights, true);
 #pragma omp parallel for schedule(static)
-        for (int64_t i = 0; i < whole; i++)
-            store(inner_gradient + i * LANES, load(g + i * LANES) * slope(load(z + i * LANES), activation));
-        const int64_t rest = whole * LANES;
-        const int left = all_values - rest;
-        if (left) store(inner_gradient + rest, load(g + rest, left) * slope(load(z + rest, left), activation), left);
-        g = inner_gradient;
-    }
-    if (x_gradient) {
-        float* weights = scratch.of(s.sets * 9 * s.channels);
-        by_tap(s, parts(weight, s.sets, s.channels * 9).data(), weights, true);
-#pragma omp parallel for schedule(static)
-        for (int64_t row = 0; row < s.sets * s.n * s.height; row++) {
-            const int64_t own = row / s.height, set = own / s.n;
-            float* out = x_gradient + own * image;
-            convolve_row(s, g + own * image, weights + set * 9 * s.channels, nullptr, row % s.height,
-                         [&](int64_t at, vec value) { store(out + at, value, count); });
+    for (int64_t item = 0; item < s.sets * per_set; item++) {
+        const int64_t own = item / strips, set = own / s.n, begin = item % strips * strip;
+        const int64_t end = begin + strip < s.height ? begin + strip : s.height;
+        float *ring = passing.of(3 * line), *sums = parts + item * own_size;
+        std::memset(sums, 0, own_size * sizeof(float));
+        // of the gradient of what goes into the activation
+        const auto row_of = [&](int64_t y) { return z ? ring + y % 3 * line : g + own * image + y * line; };
+        const auto prepare = [&](int64_t y) {
+            if (!z || y < 0 || y >= s.height) return;
+            const int64_t from = own * image + y * line;
+            float* to = ring + y % 3 * line;
+            for (int64_t i = 0; i < line; i += LANES) {
+                const int left = lanes(line - i);
+                store(to + i, load(g + from + i, left) * slope(load(z + from + i, left), activation), left);
+            }
+        };
+        prepare(begin - 1);
+        prepare(begin);
+        for (int64_t y = begin; y < end; y++) {
+            prepare(y + 1);
+            if (x_gradient) {
+                const Around rows{{y > 0 ? row_of(y - 1) : nullptr, row_of(y), y + 1 < s.height ? row_of(y + 1) : nullptr}};
+                float* out = x_gradient + own * image;
+                convolve_row(s, rows, weights + set * 9 * s.channels, nullptr, y,
+                             [&](int64_t at, vec value) { store(out + at, value, count); });
+            }
+            if (sums_wanted) add_row(s, around(s, x + own * image, y), row_of(y), sums);
         }
     }
-    if (!weight_gradient && !bias_gradient) return;
-#pragma omp parallel for schedule(static)
+    if (!sums_wanted) return;
     for (int64_t item = 0; item < s.sets * s.blocks(); item++) {
-        const int64_t set = item / s.blocks(), c = s.first(item % s.blocks()), step = s.channels, line = s.width * step;
-        vec sums[9] = {}, bias_sum = {};
-        for (int64_t own = set * s.n; own < (set + 1) * s.n; own++)
-            for (int64_t y = 0; y < s.height; y++)
-                for (int64_t p = 0; p < s.width; p++) {
-                    const int64_t at = own * image + y * line + p * step + c;
-                    const vec g_v = load(g + at, count);
-                    const float* centre = x + at;
-                    bias_sum += g_v;
-                    if (y > 0 && y + 1 < s.height && p > 0 && p + 1 < s.width) {
-                        for (int i = 0; i < 3; i++)
-                            for (int j = 0; j < 3; j++)
-                                sums[3 * i + j] += g_v * load(centre + (i - 1) * line + (j - 1) * step, count);
-                    } else {
-                        for (int i = 0; i < 3; i++)
-                            for (int j = 0; j < 3; j++)
-                                if (y + i > 0 && y + i <= s.height && p + j > 0 && p + j <= s.width)
-                                    sums[3 * i + j] += g_v * load(centre + (i - 1) * line + (j - 1) * step, count);
-                    }
-                }
-        for (int lane = 0; lane < count; lane++) {
-            for (int t = 0; t < 9 && weight_gradient; t++)
-                weight_gradient[(set * s.channels + c + lane) * 9 + t] = sums[t][lane];
-            if (bias_gradient) bias_gradient[set * s.channels + c + lane] = bias_sum[lane];
+        const int64_t set = item / s.blocks(), block = item % s.blocks(), c = set * s.channels + s.first(block);
+        for (int t = 0; t < SUMS; t++) {
+            vec sum = {};
+            for (int64_t part = 0; part < per_set; part++)
+                sum += load(parts + (set * per_set + part) * own_size + (block * SUMS + t) * LANES);
+            for (int lane = 0; lane < count; lane++) {
+                if (t < 9 && weight_gradient) weight_gradient[(c + lane) * 9 + t] = sum[lane];
+                if (t == 9 && bias_gradient) bias_gradient[c + lane] = sum[lane];
+            }
         }
     }
 }
