@@ -14,7 +14,7 @@ from paddle import Tensor, nn
 
 from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, backbone
 from ppcls_ext.errors import Refused
-from ppcls_ext.layers import DirectConv2D, fill_convolutions, global_mean, require_positive
+from ppcls_ext.layers import DirectConv2D, Sequential, fill_convolutions, global_mean, normalised, require_positive
 from ppcls_ext.registry import BACKBONES
 
 
@@ -27,18 +27,19 @@ class DenseLayer(nn.Layer):
         self.norm1 = nn.BatchNorm2D(in_channels)
         self.conv1 = nn.Conv2D(in_channels, hidden, 1, bias_attr=False)
         self.norm2 = nn.BatchNorm2D(hidden)
+        self.relu = nn.ReLU()
         self.conv2 = DirectConv2D(hidden, growth, 3)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.relu(self.norm1(x)))
-        y = self.conv2(F.relu(self.norm2(y)))
+        y = self.conv1(normalised(self.norm1, x, self.relu))
+        y = self.conv2(normalised(self.norm2, y, self.relu))
         return paddle.concat([x, self.dropout(y)], axis=1)
 
 
-def transition(in_channels: int, out_channels: int) -> nn.Sequential:
+def transition(in_channels: int, out_channels: int) -> Sequential:
     """What stands between two dense blocks: (N, C, H, W) -> (N, out_channels, H/2, W/2)."""
-    return nn.Sequential(
+    return Sequential(
         ("norm", nn.BatchNorm2D(in_channels)),
         ("relu", nn.ReLU()),
         ("conv", nn.Conv2D(in_channels, out_channels, 1, bias_attr=False)),
@@ -83,7 +84,7 @@ class DenseNet(nn.Layer):
                 channels //= 2
         # torchvision's name of the last batch norm, of a network of four blocks
         layers.append(("norm5", nn.BatchNorm2D(channels)))
-        self.features = nn.Sequential(*layers)
+        self.features = Sequential(*layers)
         self.classifier = nn.Linear(channels, num_classes)
         self.num_features = channels
         fill_convolutions(self, fan="in")

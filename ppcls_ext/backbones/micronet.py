@@ -29,6 +29,7 @@ from ppcls_ext.layers import (
     GlobalMean,
     PermuteChannels,
     PointwiseConv2D,
+    Sequential,
     global_mean,
     make_divisible,
     require_positive,
@@ -130,7 +131,7 @@ class ConvPair(nn.Layer):
 
     def __init__(self, in_channels: int, middle: int, out_channels: int, kernel: int, stride: int) -> None:
         super().__init__()
-        self.conv = nn.Sequential(
+        self.conv = Sequential(
             DepthwiseConv2D(in_channels, middle, (kernel, 1), (stride, 1)),
             nn.BatchNorm2D(middle),
             DepthwiseConv2D(middle, out_channels, (1, kernel), (1, stride)),
@@ -146,7 +147,7 @@ class PointConv(nn.Layer):
 
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.conv = nn.Sequential(PointwiseConv2D(in_channels, out_channels, groups), nn.BatchNorm2D(out_channels))
+        self.conv = Sequential(PointwiseConv2D(in_channels, out_channels, groups), nn.BatchNorm2D(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -157,7 +158,7 @@ class StemPair(nn.Layer):
 
     def __init__(self, in_channels: int, middle: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Sequential(
+        self.conv = Sequential(
             nn.Conv2D(in_channels, middle, (3, 1), (2, 1), (1, 0), bias_attr=False),
             nn.BatchNorm2D(middle),
             DepthwiseConv2D(middle, out_channels, (1, 3), (1, 2)),

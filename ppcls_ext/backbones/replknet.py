@@ -22,9 +22,11 @@ from ppcls_ext.layers import (
     DirectConv2D,
     DropPath,
     PointwiseConv2D,
+    Sequential,
     checkpointed,
     drop_path_rates,
     global_mean,
+    normalised,
     require_positive,
 )
 from ppcls_ext.ops import LargeDepthwiseConv2D
@@ -33,17 +35,17 @@ from ppcls_ext.registry import BACKBONES
 BLOCKS_PER_GROUP = 4  # of `layer_groups`: two large kernels and their two feed-forward blocks
 
 
-def conv_bn(conv: nn.Layer, channels: int, relu: bool = False) -> nn.Sequential:
+def conv_bn(conv: nn.Layer, channels: int, relu: bool = False) -> Sequential:
     """A convolution and its batch norm, named as the release names them; ReLU has no parameters."""
     layers = [("conv", conv), ("bn", nn.BatchNorm2D(channels))]
-    return nn.Sequential(*layers, ("nonlinear", nn.ReLU())) if relu else nn.Sequential(*layers)
+    return Sequential(*layers, ("nonlinear", nn.ReLU())) if relu else Sequential(*layers)
 
 
-def pointwise(in_channels: int, out_channels: int, relu: bool = False) -> nn.Sequential:
+def pointwise(in_channels: int, out_channels: int, relu: bool = False) -> Sequential:
     return conv_bn(PointwiseConv2D(in_channels, out_channels), out_channels, relu)
 
 
-def depthwise(channels: int, stride: int) -> nn.Sequential:
+def depthwise(channels: int, stride: int) -> Sequential:
     return conv_bn(DepthwiseConv2D(channels, channels, (3, 3), (stride, stride)), channels, relu=True)
 
 
@@ -61,11 +63,12 @@ class LargeKernel(nn.Layer):
         if small_kernel is not None:
             self.small_conv = conv_bn(LargeDepthwiseConv2D(channels, small_kernel), channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, activation: nn.Layer) -> Tensor:
         if self.merged:
-            return self.lkb_reparam(x)
-        large = self.lkb_origin(x)
-        return large if self.small_conv is None else large + self.small_conv(x)
+            return activation(self.lkb_reparam(x))
+        if self.small_conv is None:
+            return self.lkb_origin(x, activation)
+        return self.small_conv(x, activation, added=self.lkb_origin(x))
 
     def merge(self) -> None:
         """Replace both convolutions by one."""
@@ -110,7 +113,7 @@ class RepLKBlock(nn.Layer):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.lk_nonlinear(self.large_kernel(self.pw1(self.prelkb_bn(x))))
+        inner = self.large_kernel(self.pw1(normalised(self.prelkb_bn, x)), self.lk_nonlinear)
         return x + self.drop_path(self.pw2(inner))
 
 
@@ -126,7 +129,7 @@ class ConvFFN(nn.Layer):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.pw2(self.nonlinear(self.pw1(self.preffn_bn(x)))))
+        return x + self.drop_path(self.pw2(self.pw1(normalised(self.preffn_bn, x), self.nonlinear)))
 
 
 class Stage(nn.Layer):
@@ -217,7 +220,7 @@ class RepLKNet(nn.Layer):
 
     def forward_head(self, x: Tensor) -> Tensor:
         """Feature map -> logits: (N, num_features, h, w) -> (N, num_classes)."""
-        return self.head(global_mean(self.norm(x)))
+        return self.head(global_mean(normalised(self.norm, x)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))

@@ -12,12 +12,11 @@ Initial weights as in timm: convolutions normal with deviation sqrt(2 / (kernel 
 
 from __future__ import annotations
 
-import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from ppcls_ext.backbones.published import Facts, backbone
 from ppcls_ext.errors import Refused
-from ppcls_ext.layers import DirectConv2D, GlobalMean, fill_convolutions, require_positive
+from ppcls_ext.layers import DirectConv2D, GlobalMean, fill_convolutions, normalised, require_positive
 from ppcls_ext.registry import BACKBONES
 
 EXPANSION = 4  # output channels of a block, in multiples of its 3x3 convolution's
@@ -38,13 +37,14 @@ class PreActBottleneck(nn.Layer):
         self.norm2 = nn.BatchNorm2D(hidden)
         self.conv2 = DirectConv2D(hidden, hidden, 3, stride)
         self.norm3 = nn.BatchNorm2D(hidden)
+        self.relu = nn.ReLU()
         self.conv3 = nn.Conv2D(hidden, out_channels, 1, bias_attr=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.norm1(x))
+        active = normalised(self.norm1, x, self.relu)
         shortcut = self.downsample(active) if self.first else x
-        y = self.conv2(F.relu(self.norm2(self.conv1(active))))
-        return self.conv3(F.relu(self.norm3(y))) + shortcut
+        y = self.conv2(normalised(self.norm2, self.conv1(active), self.relu))
+        return self.conv3(normalised(self.norm3, y, self.relu)) + shortcut
 
 
 class ResNetV2(nn.Layer):
@@ -85,7 +85,7 @@ class ResNetV2(nn.Layer):
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        return [*maps[:-1], self.act(self.norm(x))]
+        return [*maps[:-1], normalised(self.norm, x, self.act)]
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, num_features, H/32, W/32) for the published member."""
