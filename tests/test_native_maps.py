@@ -1,4 +1,4 @@
-"""Compiled operators of maps besides convolutions of some width: 1x1 convolution."""
+"""Compiled operators of maps besides convolutions of some width: 1x1 convolution and max pooling."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from test_native import assert_agrees, draw, result_and_gradients
 
 from ppcls_ext.layers import PointwiseConv2D
-from ppcls_ext.ops import native, pointwise_conv
+from ppcls_ext.ops import max_pool, native, pointwise_conv
 
 
 @pytest.mark.parametrize("channels", [(1, 1), (58, 58), (17, 160), (160, 17), (256, 3), (520, 13)], ids=str)
@@ -55,3 +55,24 @@ def test_a_view_and_float64_are_convolved_too(built: None) -> None:
 def test_a_weight_of_other_channels_is_refused(built: None) -> None:
     with pytest.raises(ValueError, match="does not fit 5 channels"):
         pointwise_conv(paddle.ones([1, 5, 2, 2]), paddle.ones([3, 4, 1, 1]))
+
+
+@pytest.mark.parametrize("window", [(3, 2, 1), (2, 2, 0), (3, 1, 1), (5, 3, 2), (2, 4, 1), (1, 1, 0)], ids=str)
+@pytest.mark.parametrize("maps", [(2, 3, 7, 9), (1, 1, 1, 2), (3, 2, 4, 33), (1, 2, 48, 48)], ids=str)
+@pytest.mark.parametrize("ties", [False, True])
+def test_max_pooling_and_its_gradient_are_paddles_bit_for_bit(
+    maps: tuple[int, ...], window: tuple[int, int, int], ties: bool, built: None
+) -> None:
+    kernel, stride, padding = window
+    if min(maps[2:]) + 2 * padding < kernel:
+        with pytest.raises(ValueError, match=f"a window of {kernel} does not fit a map of"):
+            max_pool(paddle.ones(maps), *window)
+        return
+    x = draw(maps)[0]
+    x = np.maximum(np.round(x), 0.0) if ties else x  # many zeros, as behind a ReLU
+    ours = result_and_gradients(lambda x: max_pool(x, *window), [x], "float32")
+    paddles = result_and_gradients(lambda x: F.max_pool2d(x, *window), [x], "float32")
+    for mine, other in zip(ours, paddles):
+        np.testing.assert_array_equal(mine, other)
+    with paddle.no_grad():
+        np.testing.assert_array_equal(max_pool(paddle.to_tensor(x.astype(np.float32)), *window).numpy(), ours[0])

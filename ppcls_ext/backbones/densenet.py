@@ -14,7 +14,15 @@ from paddle import Tensor, nn
 
 from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, backbone
 from ppcls_ext.errors import Refused
-from ppcls_ext.layers import DirectConv2D, Sequential, fill_convolutions, global_mean, normalised, require_positive
+from ppcls_ext.layers import (
+    DirectConv2D,
+    MaxPool2D,
+    Sequential,
+    fill_convolutions,
+    global_mean,
+    normalised,
+    require_positive,
+)
 from ppcls_ext.registry import BACKBONES
 
 
@@ -66,7 +74,7 @@ class DenseNet(nn.Layer):
             ("conv0", DirectConv2D(in_channels, width, 7, 2)),
             ("norm0", nn.BatchNorm2D(width)),
             ("relu0", nn.ReLU()),
-            ("pool0", nn.MaxPool2D(3, 2, padding=1)),
+            ("pool0", MaxPool2D(3, 2, 1)),
         ]
         channels = width
         self.depths = list(depths)

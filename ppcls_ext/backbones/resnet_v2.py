@@ -16,7 +16,7 @@ from paddle import Tensor, nn
 
 from ppcls_ext.backbones.published import Facts, backbone
 from ppcls_ext.errors import Refused
-from ppcls_ext.layers import DirectConv2D, GlobalMean, fill_convolutions, normalised, require_positive
+from ppcls_ext.layers import DirectConv2D, GlobalMean, MaxPool2D, fill_convolutions, normalised, require_positive
 from ppcls_ext.registry import BACKBONES
 
 EXPANSION = 4  # output channels of a block, in multiples of its 3x3 convolution's
@@ -55,7 +55,7 @@ class ResNetV2(nn.Layer):
         self.num_classes = num_classes
         self.stem = nn.Sequential(
             ("conv", DirectConv2D(in_channels, width, 7, 2)),
-            ("pool", nn.MaxPool2D(3, 2, padding=1)),
+            ("pool", MaxPool2D(3, 2, 1)),
         )
         self.stage_channels = [width * 2**i * EXPANSION for i in range(len(depths))]
         self.stage_strides = [4 * 2**i for i in range(len(depths))]

@@ -22,6 +22,7 @@ from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, Pr
 from ppcls_ext.errors import Refused
 from ppcls_ext.layers import (
     DirectConv2D,
+    MaxPool2D,
     PointwiseConv2D,
     Sequential,
     fill_convolutions,
@@ -107,7 +108,7 @@ class ResNeXt(nn.Layer):
         self.conv1 = deep_stem(in_channels, width) if vd else DirectConv2D(in_channels, width, 7, 2)
         self.bn1 = nn.BatchNorm2D(width)
         self.relu = nn.ReLU()
-        self.maxpool = nn.MaxPool2D(3, 2, padding=1)
+        self.maxpool = MaxPool2D(3, 2, 1)
         channels = width
         for i, depth in enumerate(depths):
             blocks = []

@@ -24,6 +24,7 @@ from ppcls_ext.errors import Refused
 from ppcls_ext.layers import (
     DepthwiseConv2D,
     DirectConv2D,
+    MaxPool2D,
     PermuteChannels,
     PointwiseConv2D,
     Sequential,
@@ -94,7 +95,7 @@ class ShuffleNetV2(nn.Layer):
         super().__init__()
         stem, *stages, last = widths
         self.conv1 = Sequential(DirectConv2D(in_channels, stem, 3, 2), nn.BatchNorm2D(stem), ACTIVATIONS[activation]())
-        self.maxpool = nn.MaxPool2D(3, 2, 1)
+        self.maxpool = MaxPool2D(3, 2, 1)
         self.depths = tuple(depths)
         self.stage_names = [f"stage{i + 2}" for i in range(len(depths))]  # the paper counts the stem as stage 1
         channels = stem

@@ -15,7 +15,7 @@ from paddle import Tensor, nn
 
 from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, backbone
 from ppcls_ext.errors import Refused
-from ppcls_ext.layers import DirectConv2D, Sequential, fill_convolutions, require_positive
+from ppcls_ext.layers import DirectConv2D, MaxPool2D, Sequential, fill_convolutions, require_positive
 from ppcls_ext.registry import BACKBONES
 
 
@@ -47,7 +47,7 @@ class VGG(nn.Layer):
                 layers += [nn.BatchNorm2D(width), nn.ReLU()] if batch_norm else [nn.ReLU()]
                 channels = width
             self.stage_ends.append(len(layers))
-            layers.append(nn.MaxPool2D(2, 2))
+            layers.append(MaxPool2D(2, 2))
         self.features = Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2D(pooled)
         self.classifier = nn.Sequential(

@@ -9,7 +9,7 @@ from ppcls_ext.layers.initial import fill_convolutions, fill_like_pytorch
 from ppcls_ext.layers.kept import KeptWeights
 from ppcls_ext.layers.normalised import Sequential, normalised
 from ppcls_ext.layers.permute import PermuteChannels, shuffled
-from ppcls_ext.layers.pooling import GlobalMean, global_mean
+from ppcls_ext.layers.pooling import GlobalMean, MaxPool2D, global_mean
 from ppcls_ext.layers.sizes import make_divisible, require_positive
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "KeptWeights",
     "LayerNorm",
     "Linear",
+    "MaxPool2D",
     "PermuteChannels",
     "PointwiseConv2D",
     "Sequential",

@@ -7,6 +7,7 @@ from ppcls_ext.ops.group_mamba import embedding, group_mamba_block
 from ppcls_ext.ops.group_products import joined_products, parted_products, weighed
 from ppcls_ext.ops.large_depthwise import LargeDepthwiseConv2D, large_depthwise_conv
 from ppcls_ext.ops.layer_norm import gated_norm, layer_norm
+from ppcls_ext.ops.max_pool import max_pool
 from ppcls_ext.ops.pointwise_conv import pointwise_conv
 from ppcls_ext.ops.products import linear
 from ppcls_ext.ops.selective_scan import cross_scan, linear_scan, scan_of_products, selective_scan
@@ -26,6 +27,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_scan",
+    "max_pool",
     "parted_products",
     "pointwise_conv",
     "scan_of_products",

@@ -37,6 +37,7 @@ SOURCES = (
     "products.cpp",
     "token_products.cpp",
     "pointwise.cpp",
+    "pool.cpp",
     "norm.cpp",
     "batch_norm.cpp",
     "embedding.cpp",
