@@ -29,8 +29,6 @@ Padding = Literal["half", "same"]
 
 # Columns are kernel area times as large as the map: above this size memory traffic eats the gain.
 _LARGEST_COLUMNS = 256
-# Of the result; up to here columns are as fast as the compiled operator, whose vectors are longer than such a map.
-_TINY_MAP = 4
 # Channels that each sum of a compiled dense or grouped convolution mixes. Forward and backward, ms of one thread's
 # processor time, Paddle's kernel and the compiled one, 3x3: 32 channels of batch 4 at 112: 101 and 25; 64 at 56: 63 and
 # 22; 128 at 28: 36 and 23; 128 of batch 64 at 8: 54 and 44; 256 at 28 with stride 2: 40 and 45; 512 at 14 with stride
@@ -131,10 +129,9 @@ class DepthwiseConv2D(_PaddedConv2D):
         n, channels, *size = x.shape
         height, width = ((size[i] - 1) // self.stride[i] + 1 for i in (0, 1))
         taps = self.kernel[0] * self.kernel[1]
-        columns_fit = not self.same and self.bias is None and taps * height * width <= _LARGEST_COLUMNS
-        if compiled_takes(x, self.weight, self.bias) and not (columns_fit and height * width <= _TINY_MAP):
+        if compiled_takes(x, self.weight, self.bias):
             return depthwise_conv(x, self.weight, self.bias, self.stride, self.padding_of(*size))
-        if not columns_fit:
+        if self.same or self.bias is not None or taps * height * width > _LARGEST_COLUMNS:
             return nn.Conv2D.forward(self, x)  # Paddle 2.6 cannot trace super()
         columns = F.unfold(x, self.kernel, self.stride, self.half).reshape([n, channels, 1, taps, height * width])
         weight = self.weight.reshape([channels, -1, taps, 1])  # (m C, 1, k, l) -> (C, m, k l, 1)

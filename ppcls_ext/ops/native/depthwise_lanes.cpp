@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t MOST_TAPS = 128;
 constexpr int64_t MOST_FLOATS = 384 * 1024;  // of one task's maps: three quarters of a second-level cache of 2 MB
+constexpr int64_t IDLE_PLACES = 400;         // of a map, up to which it pays with idle threads or lanes, too
 constexpr int64_t ENOUGH_TASKS = 8;
 constexpr int TILE = 8;   // places computed at once: the weight of a tap is loaded once for them
 constexpr int STRIP = 9;  // taps whose gradients are kept in registers at once
@@ -206,8 +207,9 @@ thread_local Scratch scratch;
 }  // namespace
 
 bool lanes_pay(const Depthwise& s) {
-    const int64_t plane = s.lines() * s.line(), blocks = s.n * ((s.channels + LANES - 1) / LANES);
-    if (blocks < 4 && plane > 400) return false;  // threads would have nothing to do, and the gain is small
+    const int64_t plane = s.lines() * s.line(), blocks = (s.channels + LANES - 1) / LANES;
+    const bool idle = s.n * blocks < 4 || 2 * s.channels <= blocks * LANES;  // threads or lanes
+    if (idle && plane * s.phases() > IDLE_PLACES) return false;
     return s.taps() * s.multiplier <= MOST_TAPS && (2 * s.phases() + s.multiplier) * plane * LANES <= MOST_FLOATS;
 }
 
