@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -205,8 +206,9 @@ def _build(here: Path, compiler: str, openmp: Path, target: Path) -> None:
     """Compile aside and rename: a build that was cut short leaves nothing under the name."""
     with tempfile.TemporaryDirectory(dir=target.parent) as aside:
         objects = [str(Path(aside) / f"{Path(name).stem}.o") for name in SOURCES]
-        for name, to in zip(SOURCES, objects):
-            _run([compiler, *FLAGS, "-c", str(here / name), "-o", to])
+        commands = [[compiler, *FLAGS, "-c", str(here / name), "-o", to] for name, to in zip(SOURCES, objects)]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(_run, commands))  # raises what the first that failed has raised
         # not with -fopenmp, which would bring the compiler's own library of threads along
         whole = Path(aside) / "operators.so"
         _run([compiler, "-shared", "-o", str(whole), *objects, str(openmp)])
