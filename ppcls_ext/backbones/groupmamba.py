@@ -30,6 +30,7 @@ from ppcls_ext.layers import (
     KeptWeights,
     LayerNorm,
     Linear,
+    Sequential,
     checkpointed,
     drop_path_rates,
     require_positive,
@@ -282,7 +283,7 @@ class Embedding(nn.Layer):
             for kernel, stride, before in ((7, 2, in_channels), (3, 1, stem_width), (3, 1, stem_width)):
                 conv = DirectConv2D(before, stem_width, kernel, stride)
                 layers += [conv, nn.BatchNorm2D(stem_width), nn.ReLU()]
-            self.conv = nn.Sequential(*layers)
+            self.conv = Sequential(*layers)
             in_channels = stem_width
         self.proj = DirectConv2D(in_channels, out_channels, 3, 2, bias=True)
         self.norm = LayerNorm(out_channels)
