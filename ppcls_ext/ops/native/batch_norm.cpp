@@ -22,12 +22,8 @@ template <int ACTIVATION>
 inline vec activated(vec x) {  // a NaN stays one
     if (ACTIVATION == RELU) return x < 0.0f ? vec{} : x;
     if (ACTIVATION == RELU6) return x < 0.0f ? vec{} : (x > 6.0f ? all(6.0f) : x);
-    if (ACTIVATION == SILU) return x * sigmoid(x);
-    if (ACTIVATION == GELU) {
-        vec distribution, density;
-        normal(x, distribution, density);
-        return x * distribution;
-    }
+    if (ACTIVATION == SILU) return silu(x);
+    if (ACTIVATION == GELU) return gelu(x);
     return x;
 }
 

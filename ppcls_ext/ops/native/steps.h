@@ -28,12 +28,8 @@ void normalise(int64_t groups, int64_t rows, int64_t channels, float epsilon, co
 enum Activation { NONE = 0, SILU = 1, GELU = 2 };
 
 inline vec activated(vec z, int64_t activation) {
-    if (activation == SILU) return z * sigmoid(z);
-    if (activation == GELU) {
-        vec distribution, density;
-        normal(z, distribution, density);
-        return z * distribution;
-    }
+    if (activation == SILU) return silu(z);
+    if (activation == GELU) return gelu(z);
     return z;
 }
 

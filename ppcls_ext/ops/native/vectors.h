@@ -171,6 +171,14 @@ inline void normal(vec x, vec& distribution, vec& density) {
     density = 0.39894228f * bell;
 }
 
+inline vec silu(vec x) { return x * sigmoid(x); }
+
+inline vec gelu(vec x) {
+    vec distribution, density;
+    normal(x, distribution, density);
+    return x * distribution;
+}
+
 // Memory of one thread, kept from call to call.
 struct Scratch {
     float* data = nullptr;
