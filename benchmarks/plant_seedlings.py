@@ -7,7 +7,8 @@ python benchmarks/plant_seedlings.py --table scratch          # the table, witho
 
 A row is trained; the better of its two best models on the validation photographs (raw and averaged weights) is
 evaluated on the test photographs, once; the result stays in a JSON file, and a row that has one is not run again.
-OMP_NUM_THREADS=1 and `taskset -c 0` in front give a run one core; processor minutes count its reader too.
+OMP_NUM_THREADS=1 and `taskset -c 0` in front give a run one core; processor minutes count its reader too. The rows of
+the group `longer` are trained by two processes: OMP_NUM_THREADS=1 and two cores.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Row:
     overrides: tuple[str, ...] = ()
     weights: bool = False  # begins with the published ImageNet weights of EfficientNet-Lite0
     folder: str = "dataset/plant_seedlings"
+    processes: int = 1
 
 
 PAIR = "dataset/plant_seedlings_pair"
@@ -46,6 +48,10 @@ GROUPS: dict[str, dict[str, Row]] = {
     "scratch": {
         name: Row(f"plant_seedlings_{name}")
         for name in ("shufflenetv2", "micronet", "efficientnet", "resnext", "replknet", "groupmamba")
+    },
+    "longer": {
+        "replknet": Row("plant_seedlings_replknet_longer", processes=2),
+        "lite0": Row("plant_seedlings_lite0_longer", weights=True, processes=2),
     },
     "lite0": {
         "probe": Row("plant_seedlings_lite0_probe", weights=True),
@@ -112,7 +118,7 @@ def run(row: Row, seed: int, folder: Path, lite0: str | None) -> dict[str, Any]:
         options.append(f"Global.pretrained_model={lite0 or packaged_lite0()}")
     folder.mkdir(parents=True, exist_ok=True)
     began, spent = time.monotonic(), processor_seconds()
-    tool("train", row.config, options, folder / "console.log")
+    tool("train", row.config, options, folder / "console.log", processes=row.processes)
     minutes, processor = (time.monotonic() - began) / 60, (processor_seconds() - spent) / 60
     [network] = [path.parent for path in folder.glob("*/run.json")]
     chosen, best = max(best_models(network), key=lambda found: found[1]["top1"])
@@ -148,10 +154,14 @@ def best_models(network: Path) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def tool(name: str, config: str, options: list[str], log: Path, *more: str) -> None:
+def tool(name: str, config: str, options: list[str], log: Path, *more: str, processes: int = 1) -> None:
     """One of tools/, its output in a file; ends this program if it fails."""
     overrides = [part for option in options for part in ("-o", option)]
-    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), "-c", str(ROOT / "configs" / f"{config}.yaml")]
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
+        command += ["--log_dir", str(log.parent / "processes")]
+    command += [str(ROOT / "tools" / f"{name}.py"), "-c", str(ROOT / "configs" / f"{config}.yaml")]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with log.open("w") as output:
         done = subprocess.run(
