@@ -224,6 +224,7 @@ def build_train_loader(config: Config, class_names: list[str] | None, seed: int)
     split = config.DataLoader.Train
     dataset = build_dataset(config, split, seed, class_names, config.Arch.class_num)
     sampler = configuration.build(SAMPLERS, split.sampler)
+    sampler.num_classes = dataset.num_classes
     rank, world = distributed.rank(), distributed.world_size()
 
     def plan_epoch(epoch: int) -> list[np.ndarray]:

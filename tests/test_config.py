@@ -142,6 +142,9 @@ def test_keys_and_values_of_a_mapping_are_checked_with_their_place(write_config:
     assert f"{thaw}: expected epochs with what trains from then on: {{5: stage4}}, got ['stem']" in message
     assert f"{sizes}.0: expected greater than or equal to 1, got 0" in refusal(write_config(), f"{sizes}={{0: 32}}")
 
+    late = refusal(write_config(), "Global.epochs=3", f"{thaw}={{4: head}}", "Freeze.until=stem")
+    assert "Freeze.unfreeze.4: comes after the last epoch, Global.epochs=3" in late
+
 
 def test_missing_parts_are_named(write_config: Write) -> None:
     message = refusal(write_config(DataLoader={}, Loss={}, Optimizer={}))

@@ -101,6 +101,12 @@ def test_images_grow_with_the_epochs(pictures: Path, workers: int) -> None:
     assert shapes == [{(3, 16, 16)}] * 2 + [{(3, 24, 24)}] * 2 + [{(3, 32, 40)}] * 2
 
 
+def test_a_weight_for_a_class_without_images_is_taken() -> None:
+    sampler = WeightedSampler(8, [1, 1, 1, 5])
+    sampler.num_classes = 4
+    assert sampler.quotas(LABELS).tolist() == [*WeightedSampler(8, [1, 1, 1]).quotas(LABELS), 0]
+
+
 def test_what_cannot_be_is_refused(pictures: Path) -> None:
     for make, message in (
         (lambda: seen(WeightedSampler(8, [1, 2])), "sampler.class_weight: 2 weights for 3 classes"),

@@ -18,7 +18,7 @@ from paddle import Tensor, nn
 
 from ppcls_ext.backbones.published import Facts, backbone
 from ppcls_ext.errors import Refused
-from ppcls_ext.layers import DropPath, drop_path_rates, require_positive, require_rate
+from ppcls_ext.layers import DropPath, LayerNorm, drop_path_rates, require_positive, require_rate
 from ppcls_ext.registry import BACKBONES
 
 EPSILON = 1e-6
@@ -76,9 +76,9 @@ class Block(nn.Layer):
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: int, drop_path: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, epsilon=EPSILON)
+        self.norm1 = LayerNorm(width, epsilon=EPSILON)
         self.attn = Attention(width, num_heads)
-        self.norm2 = nn.LayerNorm(width, epsilon=EPSILON)
+        self.norm2 = LayerNorm(width, epsilon=EPSILON)
         self.mlp = MLP(width, mlp_ratio * width)
         self.drop_path = DropPath(drop_path)
 
@@ -115,7 +115,7 @@ class VisionTransformer(nn.Layer):
         self.blocks = nn.LayerList(
             [Block(width, num_heads, mlp_ratio, rate) for rate in drop_path_rates(drop_path, depth)]
         )
-        self.norm = nn.LayerNorm(width, epsilon=EPSILON)
+        self.norm = LayerNorm(width, epsilon=EPSILON)
         self.head = nn.Linear(width, num_classes)
         for layer in self.sublayers():
             if isinstance(layer, nn.Linear):

@@ -219,13 +219,16 @@ class Check:
             return None
         return OptimizerOptions(**{**fields, "lr": schedule, "arguments": made.arguments})
 
-    def freeze(self, raw: dict[str, Any]) -> FreezeOptions:
+    def freeze(self, raw: dict[str, Any], epochs: int) -> FreezeOptions:
         fields = self.fields(FreezeOptions, self.section(raw, "Freeze"), "Freeze")
         options = FreezeOptions(**fields)
         freezes = bool(options.layers) or options.until is not None or options.all_but_head
         for key in ("unfreeze", "unfreeze_every"):
             if getattr(options, key) and not freezes:
                 self.say(f"Freeze.{key}: nothing is frozen; add Freeze.layers, Freeze.until or Freeze.all_but_head")
+        for begin in sorted(options.unfreeze):
+            if "Train" in self.needs and begin > epochs:
+                self.say(f"Freeze.unfreeze.{begin}: comes after the last epoch, Global.epochs={epochs}")
         return options
 
     def distill(self, raw: dict[str, Any]) -> DistillOptions | None:
@@ -334,7 +337,7 @@ class Check:
             AMP=AmpOptions(**self.fields(AmpOptions, self.section(raw, "AMP"), "AMP")),
             EMA=None if ema is None else EmaOptions(**self.fields(EmaOptions, self.mapping(ema, "EMA"), "EMA")),
             Arch=arch,
-            Freeze=self.freeze(raw),
+            Freeze=self.freeze(raw, options.epochs),
             Distill=self.distill(raw),
             Loss=self.terms(registry.LOSSES, raw, "Loss"),
             Optimizer=self.optimizer(raw),

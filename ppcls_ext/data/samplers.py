@@ -18,7 +18,12 @@ from ppcls_ext.registry import SAMPLERS
 @SAMPLERS.register("BatchSampler")
 @SAMPLERS.register("DistributedBatchSampler")
 class DistributedBatchSampler:
-    """Every image once per epoch, in batches of `batch_size` per process; both names of PaddleClas mean this one."""
+    """Every image once per epoch, in batches of `batch_size` per process; both names of PaddleClas mean this one.
+
+    `num_classes` is the data's, where it is known: classes without an image count too.
+    """
+
+    num_classes: int | None = None
 
     def __init__(self, batch_size: int, shuffle: bool = False, drop_last: bool = False) -> None:
         if batch_size < 1:
@@ -88,7 +93,7 @@ class WeightedSampler(DistributedBatchSampler):
         """How many images of each class an epoch has, int64 (classes,); rounded so that their sum is exact."""
         if labels.ndim != 1:
             raise Refused("sampler: images with several labels have no one class to be weighted by")
-        counts = np.bincount(labels)
+        counts = np.bincount(labels, minlength=self.num_classes or 0)
         if isinstance(self.class_weight, list):
             if len(self.class_weight) != len(counts):
                 raise Refused(f"sampler.class_weight: {len(self.class_weight)} weights for {len(counts)} classes")
