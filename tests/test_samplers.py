@@ -1,4 +1,4 @@
-"""Samplers that see classes or images in other numbers than there are."""
+"""In which order images are seen, by which process, and how often."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 
 from ppcls_ext.data.loader import Loader
-from ppcls_ext.data.samplers import BalancedSampler, RepeatedAugSampler, WeightedSampler, number_repeats
+from ppcls_ext.data.samplers import (
+    BalancedSampler,
+    DistributedBatchSampler,
+    RepeatedAugSampler,
+    WeightedSampler,
+    cut_for_evaluation,
+    cut_for_training,
+    number_repeats,
+)
 from ppcls_ext.errors import Refused
-from ppcls_ext.registry import DATASETS
+from ppcls_ext.registry import DATASETS, SAMPLERS
 
 LABELS = np.repeat([0, 1, 2], [60, 30, 10])
 CROP = [{"DecodeImage": None}, {"RandCropImage": {"size": 16}}, {"NormalizeImage": None}]
@@ -125,3 +133,49 @@ def test_what_cannot_be_is_refused(pictures: Path) -> None:
     ):
         with pytest.raises(Refused, match=message):
             make()
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    sampler, labels = SAMPLERS["DistributedBatchSampler"](4, shuffle=True), np.zeros(50, np.int32)
+    first = np.concatenate(sampler.training_plan(labels, seed=3, epoch=1))
+    assert first.tolist() == np.random.default_rng([3, 1]).permutation(50).tolist()
+    assert first.tolist() == np.concatenate(sampler.training_plan(labels, seed=3, epoch=1)).tolist()
+    assert first.tolist() != np.concatenate(sampler.training_plan(labels, seed=3, epoch=2)).tolist()
+    unshuffled = SAMPLERS["BatchSampler"](4).training_plan(labels, seed=3, epoch=1)
+    assert np.concatenate(unshuffled).tolist() == list(range(50))
+
+
+@pytest.mark.parametrize("images", [1, 5, 6, 7, 11, 12, 24, 25])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_two_processes_see_batch_by_batch_what_one_with_twice_the_batch_sees(images, drop_last):
+    order = np.random.default_rng(0).permutation(images)
+    if drop_last and images < 6:
+        with pytest.raises(Refused, match="drop_last leaves nothing"):
+            cut_for_training(order, 3, drop_last, 0, 2)
+        return
+    one = cut_for_training(order, 6, drop_last, 0, 1)
+    two = [cut_for_training(order, 3, drop_last, rank, 2) for rank in range(2)]
+    assert len(one) == len(two[0]) == len(two[1])
+    for whole, left, right in zip(one, *two):
+        both = np.concatenate([left, right])
+        assert len(left) == len(right) > 0
+        assert both[: len(whole)].tolist() == whole.tolist()
+        assert len(both) - len(whole) < 2 and both[len(whole) :].tolist() == order[: len(both) - len(whole)].tolist()
+    seen = np.concatenate(one).tolist()
+    assert len(seen) == len(set(seen)) == (images // 6 * 6 if drop_last else images)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("images", [1, 2, 7, 12, 31])
+def test_an_evaluation_counts_every_image_once_and_keeps_all_processes_in_step(images, world):
+    plans = [cut_for_evaluation(np.arange(images), 3, rank, world) for rank in range(world)]
+    assert len({len(plan) for plan in plans}) == 1
+    in_order = np.concatenate([plan[number] for number in range(len(plans[0])) for plan in plans])
+    assert in_order.tolist() == list(range(images))
+
+
+def test_a_plain_sampler_refuses_what_cannot_be():
+    with pytest.raises(Refused, match="batch_size: expected at least 1, got 0"):
+        DistributedBatchSampler(0)
+    with pytest.raises(Refused, match="an evaluation counts every image; set it to False in DataLoader.Eval"):
+        DistributedBatchSampler(4, drop_last=True).evaluation_plan(np.zeros(9, np.int32))
