@@ -122,7 +122,7 @@ def paddle_side(
     options = OptimizerOptions(
         name="Momentum",
         arguments={"momentum": MOMENTUM},
-        lr=Component(name="Constant", arguments={"learning_rate": 0.001}),
+        lr=Component(name="Constant", arguments={"learning_rate": 0.001}),  # each step sets its own
         regularizer=Component(name="L2", arguments={"coeff": DECAY}),
     )
     optimizer = build_optimizer(options, network)
