@@ -8,12 +8,14 @@ Both sides get the same initial weights (torchvision's random ones, read
 by `load_weights`), images (our transforms draw the augmentation once, for both), learning rates, SGD with momentum and
 weight decay. Dropout and drop path are off: the two libraries draw other random numbers.
 
-Part 1: the first 20 losses of both, in float64 and in float32. Rounding of float32 grows about threefold a step in a
+Part 1: the gradients of the first step in float64, parameter by parameter, and the first 20 losses of both, in float64
+and in float32. Rounding of float32 grows about threefold a step in a
 network with fresh batch norms, in PyTorch alone too: its own float32 against its own float64 is the yardstick, and
 float64 tells a mistake from rounding. Part 2, in float32: the losses, the validation accuracies, and images per second
 of a training step, in turns, median.
 
-The status is 1 if the losses in float64 differ by more than 1e-3, if ours in float32 leave PyTorch's float64 ten times
+The status is 1 if a gradient in float64 differs by more than 1e-6 of its largest value, if the losses in float64 differ
+by more than 1e-3, if ours in float32 leave PyTorch's float64 ten times
 as far as PyTorch's float32 does, or if the accuracies differ by more than three standard errors.
 """
 
@@ -27,6 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,12 +56,15 @@ NETWORKS = {  # --network: (torchvision's name, ours, its arguments, the highest
 }
 # Paddle keeps an operator's constants in float32, also for float64 tensors: these are exact in both.
 MOMENTUM, DECAY, WARMUP = 0.875, 2.0**-13, 100
-COMPARED_STEPS, CLOSE = 20, 1e-3
+COMPARED_STEPS, CLOSE, CLOSE_GRADIENTS = 20, 1e-3, 1e-6
 
-# One optimizer step on images (n, 3, SIZE, SIZE) and labels (n,), at a learning rate -> the loss.
-Step = Callable[[np.ndarray, np.ndarray, float], float]
-# Images (n, 3, SIZE, SIZE) -> predicted classes (n,)
-Predict = Callable[[np.ndarray], np.ndarray]
+
+class Side(NamedTuple):
+    """One framework's network and optimizer."""
+
+    step: Callable[[np.ndarray, np.ndarray, float], float]  # images (n, 3, SIZE, SIZE), labels (n,), rate -> the loss
+    predict: Callable[[np.ndarray], np.ndarray]  # images (n, 3, SIZE, SIZE) -> predicted classes (n,)
+    gradients: Callable[[], list[tuple[str, np.ndarray]]]  # of the last step, as PyTorch lays them out, in its order
 
 
 def rate_at(step: int, steps: int, highest: float) -> float:
@@ -68,7 +74,7 @@ def rate_at(step: int, steps: int, highest: float) -> float:
     return float(np.float32(highest * 0.5 * (1 + np.cos(np.pi * (step - WARMUP) / max(1, steps - WARMUP)))))
 
 
-def torch_side(name: str, num_classes: int, weights: Path, dtype: str) -> tuple[Step, Predict]:
+def torch_side(name: str, num_classes: int, weights: Path, dtype: str) -> Side:
     """PyTorch's network, its initial weights written to `weights`, and how it takes a step."""
     import torch
     import torchvision
@@ -99,12 +105,15 @@ def torch_side(name: str, num_classes: int, weights: Path, dtype: str) -> tuple[
         with torch.no_grad():
             return network(torch.from_numpy(images)).argmax(1).numpy()
 
-    return step, predict
+    def gradients() -> list[tuple[str, np.ndarray]]:
+        return [(key, parameter.grad.numpy()) for key, parameter in network.named_parameters()]
+
+    return Side(step, predict, gradients)
 
 
 def paddle_side(
     name: str, arguments: dict[str, object], num_classes: int, weights: Path, dtype: str
-) -> tuple[Step, Predict]:
+) -> Side:
     """Our network with the same weights, our optimizer."""
     import paddle
 
@@ -130,11 +139,11 @@ def paddle_side(
     def step(images: np.ndarray, labels: np.ndarray, rate: float) -> float:
         network.train()
         optimizer.set_lr(rate)
+        optimizer.clear_grad()
         logits = network(paddle.to_tensor(images.astype(dtype)))
         loss = paddle.nn.functional.cross_entropy(logits, paddle.to_tensor(labels))
         loss.backward()
         optimizer.step()
-        optimizer.clear_grad()
         return float(loss)
 
     def predict(images: np.ndarray) -> np.ndarray:
@@ -142,7 +151,25 @@ def paddle_side(
         with paddle.no_grad():
             return network(paddle.to_tensor(images)).argmax(1).numpy()
 
-    return step, predict
+    def gradients() -> list[tuple[str, np.ndarray]]:
+        linear = {id(layer.weight) for layer in network.sublayers() if isinstance(layer, paddle.nn.Linear)}
+        return [
+            (key, parameter.grad.numpy().T if id(parameter) in linear else parameter.grad.numpy())
+            for key, parameter in network.named_parameters()
+        ]
+
+    return Side(step, predict, gradients)
+
+
+def gradient_difference(ours: Side, theirs: Side) -> tuple[float, str, int]:
+    """The largest difference of a gradient as a share of its largest value, our name of it, and how many there are."""
+    pairs = list(zip(ours.gradients(), theirs.gradients(), strict=True))
+    apart = {}
+    for (key, a), (other, b) in pairs:
+        assert a.shape == b.shape, f"{key} {a.shape} against {other} {b.shape}: not the same parameter"
+        apart[key] = float(np.abs(a - b).max() / np.abs(b).max())
+    worst = max(apart, key=apart.__getitem__)
+    return apart[worst], worst, len(pairs)
 
 
 def batches(dataset: object, steps: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -199,21 +226,31 @@ def main() -> int:
         turn = list(sides) if number < COMPARED_STEPS else [side for side in sides if side[1] == "float32"]
         for side in turn if number % 2 else reversed(turn):
             start = time.perf_counter()
-            losses[side].append(sides[side][0](images, labels, rate_at(number, arguments.steps, rate)))
+            losses[side].append(sides[side].step(images, labels, rate_at(number, arguments.steps, rate)))
             seconds[side].append(time.perf_counter() - start)
+        if not number:
+            difference, name, count = gradient_difference(sides["ours", "float64"], sides["PyTorch", "float64"])
+            print(
+                f"gradients of step 1 in float64: {count} parameters, largest difference {difference:.1e} of a "
+                f"parameter's largest value, in {name}"
+            )
         if (number < COMPARED_STEPS and number % 5 == 4) or (number + 1) % 50 == 0 or number == 0:
             print(f"{number + 1:4}  " + "".join(f"{losses[s][-1]:18.5f}" if s in turn else " " * 18 for s in sides))
     exact = losses["PyTorch", "float64"]
     apart = {side: max(abs(a - b) for a, b in zip(losses[side], exact)) for side in sides}
     print(f"the first {COMPARED_STEPS} losses against PyTorch's in float64, largest difference:")
     print("  " + ", ".join(f"{' '.join(side)} {apart[side]:.1e}" for side in sides if apart[side]))
-    curves_agree = apart["ours", "float64"] <= CLOSE and apart["ours", "float32"] <= 10 * apart["PyTorch", "float32"]
+    curves_agree = (
+        difference <= CLOSE_GRADIENTS
+        and apart["ours", "float64"] <= CLOSE
+        and apart["ours", "float32"] <= 10 * apart["PyTorch", "float32"]
+    )
 
     correct = {"PyTorch": 0, "ours": 0}
     for first in range(0, len(validation), BATCH):
         samples = [validation.load(i, 0) for i in range(first, min(first + BATCH, len(validation)))]
         images, labels = np.stack([s[0] for s in samples]), np.array([s[1] for s in samples])
-        for name, predict in ((side[0], sides[side][1]) for side in sides if side[1] == "float32"):
+        for name, predict in ((side[0], sides[side].predict) for side in sides if side[1] == "float32"):
             correct[name] += int((predict(images) == labels).sum())
     count = len(validation)
     share = {name: value / count for name, value in correct.items()}
