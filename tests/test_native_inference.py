@@ -101,7 +101,8 @@ def counted(library: object, calls: list[str]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("channels", [16, 84, 128])
-@pytest.mark.parametrize("size", [(1, 1), (3, 7), (9, 2), (16, 57)], ids=str)
+# the inside of the last one's MLP is too large for a cache: rows pass one by one
+@pytest.mark.parametrize("size", [(1, 1), (3, 7), (9, 2), (16, 57), (67, 50)], ids=str)
 def test_a_block_in_one_call_is_its_parts(channels: int, size: tuple[int, int], built: None) -> None:
     paddle.seed(0)
     (x,) = draw((3, size[0] * size[1], channels))

@@ -1,7 +1,10 @@
 // A block of GroupMamba: norm, scans of four groups of channels weighed by the channels' affinity, norm, product, and
 // the MLP with its depthwise convolution; both with what they are added to.
 //
-// Few images pass through all of it together, so that what lies between the steps stays in the cache.
+// Few images pass through all of it together, so that what lies between the steps stays in the cache. Where the MLP of
+// one image is too large for that, rows of its map pass through the MLP one by one.
+
+#include <omp.h>
 
 #include "steps.h"
 
@@ -9,6 +12,10 @@ namespace {
 
 constexpr int64_t GROUPS = 4;
 constexpr int64_t TOGETHER = 784;  // tokens: so many images at once that weights are packed for them all
+constexpr int64_t BANDED = 512 * 1024;  // values inside of an image's MLP from which on rows pass one by one
+constexpr int64_t BAND = 4;             // rows, at least, of those that one thread takes
+
+thread_local Scratch scratch;
 
 // The order of the weights; those of a group of channels come four times, group by group.
 enum { NORM, NORM_BIAS, FC1, FC1_BIAS, FC2, FC2_BIAS, SKIP, OF_GROUPS };
@@ -26,6 +33,15 @@ struct Shape {
         const int64_t images = (TOGETHER + length() - 1) / length();
         return images < n ? images : n;
     }
+    int64_t line() const { return width * hidden; }
+    // In how many bands the MLP takes the map of an image; 0: all of it at once. No sum depends on it.
+    int64_t bands() const {
+        if (length() * hidden < BANDED || height < BAND) return 0;
+        const int64_t most = height / BAND, threads = omp_get_max_threads();
+        return threads < most ? threads : most;
+    }
+    ProductShape into_mlp(int64_t rows) const { return {rows, channels, hidden, channels, hidden, 1, hidden}; }
+    ProductShape out_of_mlp(int64_t rows) const { return {rows, hidden, channels, hidden, channels, 1, channels}; }
 };
 
 Shape shape_of(const int64_t* s) { return {s[0], s[1], s[2], s[3], s[4], s[5], s[6]}; }
@@ -106,22 +122,84 @@ void add(int64_t count, const float* x, float* y) {
     for (int64_t i = 0; i < count; i++) y[i] += x[i];
 }
 
+// How many values the MLP needs beside its normalised tokens
+int64_t mlp_room(const Shape& s, int64_t n) {
+    if (!s.bands()) return n * s.length() * s.hidden;
+    return packed_size(s.into_mlp(1)) + packed_size(s.out_of_mlp(1)) + 9 * s.hidden + n * s.bands() * 4 * s.line();
+}
+
+// The MLP of normalised tokens, added to y: of each band three rows of what is convolved are there at a time
+void mlp_in_bands(const Shape& s, int64_t n, const float* const* w, const float* normal, float* room, float* y) {
+    const ProductShape in = s.into_mlp(s.width), out = s.out_of_mlp(s.width);
+    float *packed_in = room, *packed_out = packed_in + packed_size(in), *taps = packed_out + packed_size(out);
+    float* of_bands = taps + 9 * s.hidden;
+    pack_weights(in, w[MLP1], packed_in);
+    pack_weights(out, w[MLP2], packed_out);
+    by_tap(s.hidden, w[MLP_CONV], taps);
+    const int64_t bands = s.bands(), line = s.line(), row_size = s.width * s.channels;
+#pragma omp parallel for schedule(static)
+    for (int64_t item = 0; item < n * bands; item++) {
+        const int64_t band = item % bands, first = s.height * band / bands, end = s.height * (band + 1) / bands;
+        const int64_t image = item / bands * s.height * row_size;
+        float *ring = of_bands + item * 4 * line, *convolved = ring + 3 * line;
+        const auto row_of = [&](int64_t row) { return row < 0 || row >= s.height ? nullptr : ring + row % 3 * line; };
+        const auto prepare = [&](int64_t row) {
+            if (row < 0 || row >= s.height) return;
+            multiply_packed(in, {normal + image + row * row_size, packed_in, row_of(row), w[MLP1_BIAS]});
+        };
+        prepare(first - 1);
+        prepare(first);
+        for (int64_t row = first; row < end; row++) {
+            prepare(row + 1);
+            const float* const around[3] = {row_of(row - 1), row_of(row), row_of(row + 1)};
+            convolve_tokens_row(s.width, s.hidden, GELU, around, taps, w[MLP_CONV_BIAS], convolved,
+                                s.hidden);
+            float* to = y + image + row * row_size;
+            multiply_packed(out, {convolved, packed_out, to, w[MLP2_BIAS], nullptr, nullptr, to});
+        }
+    }
+}
+
+// The inside of the MLP, (n, length, channels) -> (n, length, hidden): a thread makes some channels and convolves them
+// at once, while it has them in its cache
+void inside_of_mlp(const Shape& s, int64_t n, const float* const* w, const float* normal, float* to) {
+    const ProductShape whole = s.into_mlp(n * s.length());
+    const int64_t most = panel_columns(whole);
+#pragma omp parallel for schedule(static)
+    for (int64_t first = 0; first < s.hidden; first += most) {
+        const int64_t count = s.hidden - first < most ? s.hidden - first : most, line = s.width * count;
+        float *taps = scratch.of((9 + whole.rows) * most), *hidden = taps + 9 * most;
+        ProductShape in = whole;
+        in.y_row = count;
+        multiply_panel(in, {normal, w[MLP1], hidden, w[MLP1_BIAS]}, first);
+        by_tap(count, w[MLP_CONV] + first * 9, taps);
+        for (int64_t i = 0; i < n * s.height; i++) {
+            const int64_t row = i % s.height;
+            const float* own = hidden + i * line;
+            const float* const around[3] = {row > 0 ? own - line : nullptr, own,
+                                            row + 1 < s.height ? own + line : nullptr};
+            convolve_tokens_row(s.width, count, GELU, around, taps, w[MLP_CONV_BIAS] + first,
+                                to + i * s.line() + first, s.hidden);
+        }
+    }
+}
+
 // y + mlp(norm(y)) -> y
 void mlp(const Shape& s, int64_t n, const float* epsilon, const float* const* w, float* room, float* y) {
     const int64_t rows = n * s.length();
-    float *normal = room, *hidden = normal + rows * s.channels, *activated_values = hidden + rows * s.hidden;
+    float *normal = room, *inside = normal + rows * s.channels;
     normalise(1, rows, s.channels, epsilon[NORM2_EPSILON], y, w + NORM2, w + NORM2_BIAS, nullptr, normal);
-    product(rows, s.channels, s.hidden, normal, w[MLP1], w[MLP1_BIAS], hidden);
+    if (w[MLP_CONV] && s.bands()) return mlp_in_bands(s, n, w, normal, inside, y);
     if (w[MLP_CONV]) {
-        convolve_tokens({1, n, s.height, s.width, s.hidden}, GELU, hidden, w + MLP_CONV, w + MLP_CONV_BIAS, nullptr,
-                        activated_values);
+        inside_of_mlp(s, n, w, normal, inside);
     } else {
+        product(rows, s.channels, s.hidden, normal, w[MLP1], w[MLP1_BIAS], inside);
         for (int64_t i = 0; i < rows * s.hidden; i += LANES) {
             const int count = lanes(rows * s.hidden - i);
-            store(activated_values + i, activated(load(hidden + i, count), GELU), count);
+            store(inside + i, activated(load(inside + i, count), GELU), count);
         }
     }
-    product(rows, s.hidden, s.channels, activated_values, w[MLP2], w[MLP2_BIAS], y, y);
+    product(rows, s.hidden, s.channels, inside, w[MLP2], w[MLP2_BIAS], y, y);
 }
 
 }  // namespace
@@ -132,7 +210,7 @@ extern "C" int64_t group_mamba_room(const int64_t* sizes) {
     const Shape s = shape_of(sizes);
     const int64_t n = s.together(), rows = n * s.length();
     const int64_t scanned = rows * (5 * s.channels + GROUPS * (s.rank + 2)) + n * (2 * s.channels + s.reduced);
-    const int64_t mixed = rows * (s.channels + 2 * s.hidden);
+    const int64_t mixed = rows * s.channels + mlp_room(s, n);
     return scanned > mixed ? scanned : mixed;
 }
 

@@ -66,18 +66,58 @@ void chunk(const ProductShape& s, const Product& p, int64_t first, int64_t end, 
                        });
 }
 
+int64_t panels_of(const ProductShape& s) { return (s.columns + panel_columns(s) - 1) / panel_columns(s); }
+
 }  // namespace
 
+int64_t panel_columns(const ProductShape& s) { return s.columns <= LANES ? LANES : 2 * LANES; }
+
+void multiply_panel(const ProductShape& s, const Product& product, int64_t column) {
+    Product own = product;
+    own.y -= column;  // where the first column would lie
+    if (panel_columns(s) == LANES)
+        chunk<1>(s, own, 0, s.rows, column);
+    else
+        chunk<2>(s, own, 0, s.rows, column);
+}
+
+int64_t packed_size(const ProductShape& s) { return panels_of(s) * panel_columns(s) * s.inner; }
+
+void pack_weights(const ProductShape& s, const float* w, float* to) {
+    const int64_t width = panel_columns(s);
+#pragma omp parallel for schedule(static) if (s.inner * s.columns >= 65536)
+    for (int64_t panel = 0; panel < panels_of(s); panel++)
+        if (width == LANES)
+            pack<LANES>(s, w, 0, to);
+        else
+            pack<2 * LANES>(s, w, panel * width, to + panel * width * s.inner);
+}
+
+void multiply_packed(const ProductShape& s, const Product& p) {
+    const int64_t width = panel_columns(s);
+    for (int64_t column = 0; column < s.columns; column += width) {
+        const float* panel = p.w + column * s.inner;
+        const Rows rows{s.inner, s.x_row};
+        const int vectors = width / LANES;
+        const auto done = [&](const float* sums, int64_t row, int64_t count) {
+            finish(s, p, sums, row, count, column, vectors);
+        };
+        if (vectors == 1)
+            all_tiles<1>(s.rows, rows, p.x, panel, nullptr, 0, done);
+        else
+            all_tiles<2>(s.rows, rows, p.x, panel, nullptr, 0, done);
+    }
+}
+
 void multiply(const ProductShape& s, const Product* products, int64_t count) {
-    const bool narrow = s.columns <= LANES;
-    const int64_t width = narrow ? LANES : 2 * LANES, panels = (s.columns + width - 1) / width;
+    const int64_t width = panel_columns(s), panels = panels_of(s);
     const int64_t chunks = chunks_of(s.rows, count * panels, (s.rows + ROWS - 1) / ROWS);
     // threads take 10 us to wake
 #pragma omp parallel for schedule(static) if (count * s.rows * s.inner * s.columns >= 500000)
     for (int64_t item = 0; item < count * chunks * panels; item++) {
         const int64_t own = item / (chunks * panels), part = item / panels % chunks, column = item % panels * width;
         const int64_t first = s.rows * part / chunks, end = s.rows * (part + 1) / chunks;
-        if (narrow)
+        if (width == LANES)
             chunk<1>(s, products[own], first, end, column);
         else
             chunk<2>(s, products[own], first, end, column);

@@ -20,6 +20,17 @@ struct Product {
 // Several products of one shape
 void multiply(const ProductShape& shape, const Product* products, int64_t count);
 
+// The columns of a product come in panels: how many in each, and one panel by the calling thread alone, whose y (rows,
+// columns of the panel) holds nothing else
+int64_t panel_columns(const ProductShape& shape);
+void multiply_panel(const ProductShape& shape, const Product& product, int64_t column);
+
+// For a thread that computes many products of few rows with the same weights: how many values they take packed, packing
+// them with all threads, and one product by the calling thread alone, whose w are the packed weights.
+int64_t packed_size(const ProductShape& shape);
+void pack_weights(const ProductShape& shape, const float* w, float* to);
+void multiply_packed(const ProductShape& shape, const Product& product);
+
 // y = ((x - mean) / sqrt(variance + epsilon) weight + bias) silu(gate), x, y (groups, rows, channels), weight[i], bias[i]
 // (channels,); gate lies as x does, or is null
 void normalise(int64_t groups, int64_t rows, int64_t channels, float epsilon, const float* x,
@@ -40,6 +51,12 @@ struct TokenShape {
 };
 void convolve_tokens(const TokenShape& shape, int64_t activation, const float* x, const float* const* weight,
                      const float* const* bias, float* z, float* y);
+
+// The same for one row of places at a time, by the calling thread alone: (C, 9) -> (9, C), and the convolution of the
+// row rows[1], those around it null beyond the map: (width, channels) each; the places of y lie y_step apart
+void by_tap(int64_t channels, const float* weight, float* to);
+void convolve_tokens_row(int64_t width, int64_t channels, int64_t activation, const float* const rows[3],
+                         const float* taps, const float* bias, float* y, int64_t y_step);
 
 // The selective scan in the orders 0, 1, 2, 3 of four groups, with the products that give its steps: u (4, n, H W, C);
 // low (4, n, H W, rank + 2) holds what makes the step, b and c; step_weight[i] (C, rank), bias[i], a_log[i], d[i] (C,)

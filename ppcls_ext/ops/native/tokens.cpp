@@ -38,11 +38,14 @@ constexpr int64_t STRIP = 24;  // rows of which one thread makes such sums, neve
 
 thread_local Scratch scratch, passing;
 
-// Of each set: (C, 9) -> (9, C), mirrored for the gradient of x
+// (C, 9) -> (9, C), mirrored for the gradient of x
+void by_tap(int64_t channels, const float* weight, float* to, bool mirrored) {
+    for (int64_t t = 0; t < 9; t++)
+        for (int64_t c = 0; c < channels; c++) *to++ = weight[c * 9 + (mirrored ? 8 - t : t)];
+}
+
 void by_tap(const Shape& s, const float* const* weight, float* to, bool mirrored) {
-    for (int64_t set = 0; set < s.sets; set++)
-        for (int64_t t = 0; t < 9; t++)
-            for (int64_t c = 0; c < s.channels; c++) *to++ = weight[set][c * 9 + (mirrored ? 8 - t : t)];
+    for (int64_t set = 0; set < s.sets; set++) by_tap(s.channels, weight[set], to + set * 9 * s.channels, mirrored);
 }
 
 // The rows of x that those of the kernel meet, null beyond the map
@@ -57,7 +60,7 @@ Around around(const Shape& s, const float* image, int64_t y) {
     return {{y > 0 ? row - s.line() : nullptr, row, y + 1 < s.height ? row + s.line() : nullptr}};
 }
 
-// One row of places: out = bias + sum over taps of weights * x, through `finish`
+// One row of places: out = bias + sum over taps of weights * x, through finish(place, channel, values)
 template <class Finish>
 void convolve_row(const Shape& s, const Around& from, const float* weights, const float* bias, int64_t y,
                   const Finish& finish) {
@@ -82,7 +85,7 @@ void convolve_row(const Shape& s, const Around& from, const float* weights, cons
                     }
                 }
 #pragma GCC unroll 4
-                for (int p = 0; p < TOGETHER; p++) finish((y * s.width + x + p) * step + c, sums[p]);
+                for (int p = 0; p < TOGETHER; p++) finish(y * s.width + x + p, c, sums[p]);
             }
             x += TOGETHER - 1;
         } else {
@@ -94,7 +97,7 @@ void convolve_row(const Shape& s, const Around& from, const float* weights, cons
                     for (int j = left; j < right; j++)
                         a += load(weights + (3 * i + j) * step + c, count) *
                              load(from.rows[i] + (x + j - 1) * step + c, count);
-                finish((y * s.width + x) * step + c, a);
+                finish(y * s.width + x, c, a);
             }
         }
     }
@@ -166,11 +169,23 @@ void convolve_tokens(const TokenShape& shape, int64_t activation, const float* x
         float* out = y + own * image;
         float* inner = z ? z + own * image : nullptr;
         convolve_row(s, around(s, x + own * image, row % s.height), weights + set * 9 * s.channels, bias[set], row % s.height,
-                     [&](int64_t at, vec value) {
+                     [&](int64_t place, int64_t c, vec value) {
+                         const int64_t at = place * s.channels + c;
                          if (inner) store(inner + at, value, count);
                          store(out + at, activated(value, activation), count);
                      });
     }
+}
+
+void by_tap(int64_t channels, const float* weight, float* to) { by_tap(channels, weight, to, false); }
+
+void convolve_tokens_row(int64_t width, int64_t channels, int64_t activation, const float* const rows[3],
+                         const float* taps, const float* bias, float* y, int64_t y_step) {
+    const Shape s{{1, 1, 1, width, channels}};
+    const int count = s.count();
+    convolve_row(s, {{rows[0], rows[1], rows[2]}}, taps, bias, 0, [&](int64_t place, int64_t c, vec value) {
+        store(y + place * y_step + c, activated(value, activation), count);
+    });
 }
 
 // sizes: sets, N, H, W, C. x (sets, N, H, W, C), weight (sets, C, 9), bias (sets, C) -> y; z, before the activation,
@@ -220,7 +235,9 @@ extern "C" void tokens_backward(const int64_t* sizes, int64_t activation, const 
                 const Around rows{{y > 0 ? row_of(y - 1) : nullptr, row_of(y), y + 1 < s.height ? row_of(y + 1) : nullptr}};
                 float* out = x_gradient + own * image;
                 convolve_row(s, rows, weights + set * 9 * s.channels, nullptr, y,
-                             [&](int64_t at, vec value) { store(out + at, value, count); });
+                             [&](int64_t place, int64_t c, vec value) {
+                                 store(out + place * s.channels + c, value, count);
+                             });
             }
             if (sums_wanted) add_row(s, around(s, x + own * image, y), row_of(y), sums);
         }
