@@ -96,10 +96,9 @@ void scans(const Shape& s, int64_t n, const float* epsilon, const float* const* 
     float *weighed = low + GROUPS * rows * (s.rank + 2), *left = weighed + n * s.channels;
     affinity(s, n, all_weights, x, left, weighed);
     Product products[2 * GROUPS];
-    for (int64_t i = 0; i < 2 * GROUPS; i++) {
-        const int64_t g = i % GROUPS;
-        float* half = i < GROUPS ? inner : gate;
-        products[i] = {x + g * group, w.group(IN)[g] + i / GROUPS * group, half + g * rows * group};
+    for (int64_t i = 0; i < 2 * GROUPS; i++) {  // group by group: a thread has both halves of what it goes on with
+        const int64_t g = i / 2, half = i % 2;
+        products[i] = {x + g * group, w.group(IN)[g] + half * group, (half ? gate : inner) + g * rows * group};
     }
     multiply({rows, group, group, s.channels, 2 * group, 1, group}, products, 2 * GROUPS);
     Weights bias{all_weights};
