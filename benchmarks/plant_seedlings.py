@@ -44,6 +44,13 @@ class Row:
 
 
 PAIR = "dataset/plant_seedlings_pair"
+AS_ON_ONE_CORE = (  # the recipe of one core: 32 photographs a step, more of them, larger ones at the end
+    *("Global.epochs=40", "Global.save_interval=40", "Global.eval_interval=4", "Global.image_shape=[3,192,192]"),
+    *("DataLoader.Train.sampler.batch_size=16", "DataLoader.Train.dataset.image_sizes={1: 128, 15: 160, 29: 192}"),
+    "DataLoader.Train.dataset.transform_ops.1.RandCropImage.size=192",
+    "DataLoader.Eval.dataset.transform_ops.1.ResizeImage.size=[206,206]",
+    "DataLoader.Eval.dataset.transform_ops.2.CropImage.size=192",
+)
 GROUPS: dict[str, dict[str, Row]] = {
     "scratch": {
         name: Row(f"plant_seedlings_{name}")
@@ -52,6 +59,7 @@ GROUPS: dict[str, dict[str, Row]] = {
     "longer": {
         "replknet": Row("plant_seedlings_replknet_longer", processes=2),
         "lite0": Row("plant_seedlings_lite0_longer", weights=True, processes=2),
+        "lite0_as_on_one_core": Row("plant_seedlings_lite0", AS_ON_ONE_CORE, weights=True, processes=2),
     },
     "lite0": {
         "probe": Row("plant_seedlings_lite0_probe", weights=True),
