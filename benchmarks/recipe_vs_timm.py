@@ -111,9 +111,7 @@ def torch_side(name: str, num_classes: int, weights: Path, dtype: str) -> Side:
     return Side(step, predict, gradients)
 
 
-def paddle_side(
-    name: str, arguments: dict[str, object], num_classes: int, weights: Path, dtype: str
-) -> Side:
+def paddle_side(name: str, arguments: dict[str, object], num_classes: int, weights: Path, dtype: str) -> Side:
     """Our network with the same weights, our optimizer."""
     import paddle
 
