@@ -1,7 +1,8 @@
 """The mean of several checkpoints of one network (stochastic weight averaging, arXiv 1803.05407).
 
 Batch-norm statistics are not averaged: those of the mean network are other ones, and are measured anew on the training
-images; of one checkpoint alone, too: one of a schedule-free run has the statistics of another point.
+images, of the size that the last epoch has; of one checkpoint alone, too: one of a schedule-free run has the statistics
+of another point. Frozen ones stay what they are.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ppcls_ext.checkpoint import STATES, member, save_tensors
 from ppcls_ext.config import Config
 from ppcls_ext.device import choose_device, device_lines
 from ppcls_ext.errors import Refused
+from ppcls_ext.freezing import BATCH_NORMS, Freezing
 from ppcls_ext.layers import SyncBatchNorm
 from ppcls_ext.log import RunLog
 from ppcls_ext.run import build_network, build_train_loader
@@ -33,6 +35,7 @@ def average(config: Config, paths: list[str], last: int, out: Path, batches: int
     log = RunLog()
     for line in device_lines(config, choose_device(config.Global.device)):
         log.info(line)
+    epoch = config.Global.epochs
     chosen = paths or newest(config.output_folder(), last)
     found = [read_metadata(path) for path in chosen]
     for path, metadata in zip(chosen, found):
@@ -46,8 +49,11 @@ def average(config: Config, paths: list[str], last: int, out: Path, batches: int
         with unique_name.guard():
             network = build_network(config, loader.dataset.num_classes)
         network.set_state_dict({name: paddle.to_tensor(array) for name, array in mean_of(network, chosen).items()})
-        with log.progress("batch-norm statistics", min(batches or len(loader.batches(1)), len(loader.batches(1)))):
-            parts = (paddle.to_tensor(part.images) for part in islice(loader.epoch(1), batches))
+        network.train()
+        Freezing(network, config.Freeze).apply(epoch)
+        count = len(loader.batches(epoch))
+        with log.progress("batch-norm statistics", min(batches or count, count)):
+            parts = (paddle.to_tensor(part.images) for part in islice(loader.epoch(epoch), batches))
             counted = measure_batch_norms(network, told(parts, log))
     finally:
         loader.close()
@@ -90,12 +96,12 @@ def mean_of(network: paddle.nn.Layer, paths: Iterable[str]) -> dict[str, np.ndar
 def measure_batch_norms(network: paddle.nn.Layer, batches: Iterable[paddle.Tensor]) -> int:
     """Set every running mean and variance to the mean of the batches' own, weighted by their images; how many images.
 
-    Everything else than the batch norms stays in evaluation mode: no dropout.
+    Those of batch norms in evaluation mode stay. Everything else is in evaluation mode meanwhile: no dropout.
     """
     norms = [
         (layer, "momentum" if isinstance(layer, SyncBatchNorm) else "_momentum")
         for layer in network.sublayers()
-        if isinstance(layer, (paddle.nn.BatchNorm1D, paddle.nn.BatchNorm2D, paddle.nn.SyncBatchNorm, SyncBatchNorm))
+        if isinstance(layer, BATCH_NORMS) and layer.training
     ]
     kept = [vars(layer)[name] for layer, name in norms]
     network.eval()

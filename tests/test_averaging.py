@@ -54,6 +54,33 @@ def test_the_tool_writes_the_mean_of_the_last_epochs(trained: Path, run_here: Ru
     assert evaluate_trained(config.load(path, [f"Global.pretrained_model={out}"], ["Eval"]))["images"] == 15
 
 
+def test_the_statistics_are_of_the_last_epochs_size_and_frozen_ones_stay(
+    trained: Path, run_here: Run, tmp_path: Path
+) -> None:
+    def mean_with(*options: str) -> dict[str, np.ndarray]:
+        out = tmp_path / "mean"
+        command = ["tools/average.py", "-c", trained.parent / "config.yaml", "--out", out]
+        given = [part for option in options for part in ("-o", option)]
+        status, _, errors = run_here(*command, trained / "epoch_1", trained / "epoch_2", *given)
+        assert status == 0, errors
+        return read_tensors(Path(f"{out}.pdparams"))[0]
+
+    plain = mean_with()
+    growing = mean_with("DataLoader.Train.dataset.image_sizes={1: 16, 2: 32}")
+    shrinking = mean_with("DataLoader.Train.dataset.image_sizes={1: 32, 2: 16}")
+    frozen = mean_with("Freeze={until: stem}")
+    first, second = weights(trained, "epoch_1"), weights(trained, "epoch_2")
+    statistics = [name for name in plain if name.endswith(("_mean", "_variance"))]
+    for name in statistics:
+        np.testing.assert_array_equal(growing[name], plain[name])  # the configuration's own size is 32
+        of_files = (first[name].astype(np.float64) + second[name]) / 2
+        if ".stem." in name:
+            np.testing.assert_array_equal(frozen[name], of_files.astype(np.float32))
+    assert not all(np.array_equal(shrinking[name], plain[name]) for name in statistics)
+    measured = [name for name in statistics if ".stem." not in name]
+    assert [n for n in measured if np.array_equal(frozen[n], (first[n] + second[n]) / 2)] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
