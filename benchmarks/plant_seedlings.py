@@ -58,6 +58,7 @@ GROUPS: dict[str, dict[str, Row]] = {
     },
     "longer": {
         "replknet": Row("plant_seedlings_replknet_longer", processes=2),
+        "groupmamba": Row("plant_seedlings_groupmamba_longer", processes=2),
         "lite0": Row("plant_seedlings_lite0_longer", weights=True, processes=2),
         "lite0_as_on_one_core": Row("plant_seedlings_lite0", AS_ON_ONE_CORE, weights=True, processes=2),
     },
