@@ -154,20 +154,23 @@ def paddle_side(name: str, arguments: dict[str, object], num_classes: int, weigh
         return [
             (key, parameter.grad.numpy().T if id(parameter) in linear else parameter.grad.numpy())
             for key, parameter in network.named_parameters()
+            if parameter.trainable  # statistics of batch norms are parameters in Paddle
         ]
 
     return Side(step, predict, gradients)
 
 
-def gradient_difference(ours: Side, theirs: Side) -> tuple[float, str, int]:
-    """The largest difference of a gradient as a share of its largest value, our name of it, and how many there are."""
+def gradient_difference(ours: Side, theirs: Side) -> tuple[float, str, int, int]:
+    """The largest difference of a gradient as a share of its largest value, our name of it, how many gradients there
+    are, and how many of them are zero but for rounding: of what the next batch norm takes away."""
     pairs = list(zip(ours.gradients(), theirs.gradients(), strict=True))
+    zero = 1e-9 * max(np.abs(b).max() for _, (_, b) in pairs)
     apart = {}
     for (key, a), (other, b) in pairs:
         assert a.shape == b.shape, f"{key} {a.shape} against {other} {b.shape}: not the same parameter"
-        apart[key] = float(np.abs(a - b).max() / np.abs(b).max())
+        apart[key] = float(np.abs(a - b).max() / max(zero, np.abs(b).max()))
     worst = max(apart, key=apart.__getitem__)
-    return apart[worst], worst, len(pairs)
+    return apart[worst], worst, len(pairs), sum(np.abs(b).max() < zero for _, (_, b) in pairs)
 
 
 def batches(dataset: object, steps: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -227,10 +230,10 @@ def main() -> int:
             losses[side].append(sides[side].step(images, labels, rate_at(number, arguments.steps, rate)))
             seconds[side].append(time.perf_counter() - start)
         if not number:
-            difference, name, count = gradient_difference(sides["ours", "float64"], sides["PyTorch", "float64"])
+            difference, name, count, zero = gradient_difference(sides["ours", "float64"], sides["PyTorch", "float64"])
             print(
-                f"gradients of step 1 in float64: {count} parameters, largest difference {difference:.1e} of a "
-                f"parameter's largest value, in {name}"
+                f"gradients of step 1 in float64: {count} parameters ({zero} zero), largest difference "
+                f"{difference:.1e} of the largest value, in {name}"
             )
         if (number < COMPARED_STEPS and number % 5 == 4) or (number + 1) % 50 == 0 or number == 0:
             print(f"{number + 1:4}  " + "".join(f"{losses[s][-1]:18.5f}" if s in turn else " " * 18 for s in sides))
