@@ -154,7 +154,10 @@ def build_teacher(config: Config, student: paddle.nn.Layer, class_names: list[st
         return None
     metadata, name = read_metadata(distill.weights), distill.teacher.name
     if metadata.get("arch", name) != name:
-        raise Refused(f"{distill.weights} holds weights of {metadata['arch']}; Distill.teacher is {name}")
+        raise Refused(
+            f"Distill.weights: {distill.weights} holds weights of {metadata['arch']}; Distill.teacher is {name}; name "
+            "the same network in both"
+        )
     if metadata.get("num_classes", student.num_classes) != student.num_classes:
         raise Refused(
             f"Distill.weights: {distill.weights} knows {metadata['num_classes']} classes, this run has "
@@ -288,6 +291,10 @@ def describe_run(run: Run) -> None:
     warmup = run.config.Optimizer.lr.arguments.get("warmup_epoch", 0)
     if warmup > run.config.Global.epochs:
         run.log.warning(f"the warm-up ({warmup:g} epochs) is longer than the run ({run.config.Global.epochs})")
+    reached = run.config.Global.epochs
+    late = [str(first) for first in run.train_loader.dataset.first_epochs if first > reached]
+    if late:
+        run.log.warning(f"image_sizes: the sizes from epoch {', '.join(late)} on are not reached in {reached} epochs")
     if run.config.Freeze != FreezeOptions() and not (run.config.Global.pretrained_model or run.last_saved):
         run.log.warning("Freeze: the frozen layers keep random weights; Global.pretrained_model names trained ones")
     run.log.begin(run.position.global_step, run.config.Global.use_visualdl)

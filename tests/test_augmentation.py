@@ -30,6 +30,7 @@ from ppcls_ext.transforms import (
     build_transforms,
     check_transforms,
     pictures,
+    timm_policy,
 )
 from ppcls_ext.transforms.policies import CIFAR10_POLICY, IMAGENET_POLICY
 from ppcls_ext.transforms.timm_policy import parse_policy
@@ -107,6 +108,7 @@ def test_a_pipeline_with_all_of_them_is_resolved_and_built_again() -> None:
         ("TimmAutoAugment", {"config_str": "rand-k9"}, "config_str: 'k9' in 'rand-k9' is not one of m<number>"),
         ("TimmAutoAugment", {"config_str": "rand-m11"}, "config_str: expected m from 0 to 10"),
         ("TimmAutoAugment", {"config_str": "rand-n1.5"}, "config_str: expected a whole number in 'n1.5'"),
+        ("TimmAutoAugment", {"config_str": "rand-m9-m3"}, "config_str: 'rand-m9-m3' gives m twice"),
         ("TimmAutoAugment", {"config_str": "augmix-w0"}, "config_str: expected w and d of at least 1 and a above 0"),
         ("AugMix", {"mixture_depth": 0}, "AugMix.mixture_depth: expected at least 1, or -1 for 1 to 3, got 0"),
         ("AugMix", {"aug_prob_coeff": math.inf}, "AugMix.aug_prob_coeff: expected a finite number, got inf"),
@@ -438,10 +440,25 @@ def test_timms_strings_are_read_with_timms_defaults() -> None:
         "rand",
         {"m": 9, "n": 2, "mstd": 0.5, "inc": 1, "w": -1, "p": 0.5},
     )
-    assert parse_policy("augmix-m5-w4-d2")[1] == {"m": 5, "w": 4, "d": 2, "a": 1, "mstd": 0}
+    assert parse_policy("augmix-m5-w4-d2")[1] == {"m": 5, "w": 4, "d": 2, "a": 1, "mstd": math.inf}
+    assert parse_policy("augmix-mstd0.5")[1]["mstd"] == 0.5
+    assert parse_policy("rand-m9-mstd101")[1]["mstd"] == math.inf
     assert parse_policy("original-mstd0.5") == ("original", {"mstd": 0.5})
     with pytest.raises(Refused, match="the one table of weights is w0"):
         parse_policy("rand-w1")
+
+
+@pytest.mark.parametrize("text", ["augmix-m8-w4-d2", "rand-m8-n4-mstd101-inc1"])
+def test_timms_magnitude_without_a_deviation_or_with_an_infinite_one_is_uniform(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = []
+    monkeypatch.setattr(timm_policy, "perform", lambda picture, name, share, *rest: shares.append(share) or picture)
+    operator = TimmAutoAugment(text)
+    for seed in range(300):
+        operator(NOISE, rng(seed))
+    assert len(shares) > 500 and 0 <= min(shares) < 0.02 and 0.78 < max(shares) <= 0.8
+    assert np.quantile(shares, [0.25, 0.5, 0.75]) == pytest.approx([0.2, 0.4, 0.6], abs=0.05)
 
 
 @pytest.mark.parametrize("text", ["augmix-m5-w4-d2", "original", "originalr-mstd0.5", "rand-m9-n3"])

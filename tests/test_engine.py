@@ -220,6 +220,14 @@ def test_amp_on_a_cpu_is_said_not_to_run(write_config: Write) -> None:
     assert "Global.device is gpu, but this machine or this build of PaddlePaddle has none: running on the CPU" in log
 
 
+def test_image_sizes_and_a_warm_up_beyond_the_end_of_the_run_are_said(write_config: Write) -> None:
+    sizes = "DataLoader.Train.dataset.image_sizes={1: 16, 2: 32, 9: 48}"
+    folder = train(write_config(), "Global.epochs=1", sizes, "Optimizer.lr.warmup_epoch=3")
+    log = (folder / "train.log").read_text()
+    assert "image_sizes: the sizes from epoch 2, 9 on are not reached in 1 epochs" in log
+    assert "the warm-up (3 epochs) is longer than the run (1)" in log
+
+
 def test_pretrained_weights_with_other_classes_keep_a_fresh_head_and_say_so(
     write_config: Write, tmp_path: Path
 ) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
 import pytest
-from conftest import small_config
+from conftest import TRAIN_OPS, small_config
 
 from ppcls_ext import config, engine
 from ppcls_ext.checkpoint import load_set
@@ -19,6 +20,7 @@ from ppcls_ext.data.mixing import (
     FmixOperator,
     Mixing,
     Mixup,
+    MixupCutmixHybrid,
     MixupOperator,
     OpSampler,
     batch_rng,
@@ -68,6 +70,33 @@ def test_cross_entropy_takes_mixed_labels_as_they_are() -> None:
     assert float(CELoss()(*tensors)) == pytest.approx(-(targets * log_p).sum(axis=1).mean(), rel=1e-5)
     smooth = 0.9 * targets + 0.1 / 4
     assert float(CELoss(epsilon=0.1)(*tensors)) == pytest.approx(-(smooth * log_p).sum(axis=1).mean(), rel=1e-5)
+
+
+def test_several_labels_of_an_image_are_smoothed_before_they_are_mixed() -> None:
+    labels = np.array([[1, 0, 1, 0], [0, 0, 0, 1]], np.uint8)
+    found = Mixing(np.array([1, 0]), np.array([0.75, 1.0]), label_smoothing=0.2).targets(labels, 4)
+    own = labels * 0.8 + 0.2 / 4
+    np.testing.assert_allclose(found, [0.75 * own[0] + 0.25 * own[1], own[1]], rtol=1e-6)
+
+
+def test_a_sampler_smooths_the_labels_of_every_batch() -> None:
+    operator = OpSampler(CutmixOperator={"prob": 0.4}, Mixup={"prob": 0.3, "label_smoothing": 0.2})
+    drawn = [mixed(operator, seed)[1] for seed in range(60)]
+    assert {mixing.label_smoothing for mixing in drawn} == {0.2}
+    assert any((mixing.lam == 1).all() for mixing in drawn) and any((mixing.lam < 1).all() for mixing in drawn)
+
+
+def test_paddleclas_hybrid_is_the_mixture_with_its_defaults(pictures: Path) -> None:
+    assert MixupCutmixHybrid(num_classes=3).label_smoothing == 0.1
+    arguments = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "mode": "elem"}
+    images, mixing = mixed(MixupCutmixHybrid(**arguments, label_smoothing=0.0), 3)
+    others, same = mixed(Mixup(**arguments), 3)
+    assert np.array_equal(images, others) and np.array_equal(mixing.lam, same.lam)
+    dataset = {"name": "ClassFolderDataset", "image_root": str(pictures / "train"), "transform_ops": TRAIN_OPS}
+    build = partial(DATASETS[dataset.pop("name")], **dataset)
+    build(batch_transform_ops=[{"MixupCutmixHybrid": {"num_classes": 3}}])
+    with pytest.raises(Refused, match="batch_transform_ops.0.num_classes: 1000, but the data has 3 classes"):
+        build(batch_transform_ops=[{"MixupCutmixHybrid": {"num_classes": 1000}}])
 
 
 # ---------------------------------------------------------------------------------------------- PaddleClas's operators
@@ -205,6 +234,8 @@ def test_minmax_boxes_have_sides_between_the_two_and_lie_inside() -> None:
         ([{"OpSampler": {"MixupOperator": {"alpha": 1}}}], "MixupOperator.prob: expected a probability, 0 to 1, got"),
         ([{"OpSampler": {"FmixOperator": {"prob": 0.7}, "MixupOperator": {"prob": 0.5}}}], "prob sum to at most 1"),
         ([{"OpSampler": {"MixupOperator": {"alhpa": 1, "prob": 1}}}], "unknown argument. Did you mean 'alpha'?"),
+        ([{"OpSampler": {"Mixup": {"prob": 1, "switch_prob": 2}}}], "OpSampler: Mixup: switch_prob: expected a probab"),
+        ([{"MixupCutmixHybrid": {"mixup_alpha": -1}}], "MixupCutmixHybrid: mixup_alpha: expected a number from 0"),
         ([{"MixupOperator": None}, {"CutmixOperator": None}], "2 operators; OpSampler chooses one of several"),
     ],
 )
@@ -237,6 +268,13 @@ def test_evaluation_never_mixes_and_labels_are_smoothed_once(write_config: Write
                 "Loss.Train.0.CELoss.epsilon=0.1",
             ],
             "Loss.Train.0.CELoss.epsilon: 0.1 would smooth labels that Mixup.label_smoothing (0.1) has",
+        ),
+        (
+            [
+                "DataLoader.Train.dataset.batch_transform_ops=[{MixupCutmixHybrid: null}]",
+                "Loss.Train.0.CELoss.epsilon=0.1",
+            ],
+            "Loss.Train.0.CELoss.epsilon: 0.1 would smooth labels that MixupCutmixHybrid.label_smoothing (0.1) has",
         ),
     ):
         with pytest.raises(Refused) as refused:

@@ -81,7 +81,8 @@ def test_plateau_follows_an_accuracy_upwards() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("Polynomial", {"learning_rate": 0.1, "end_lr": -1.0}, "end_lr: expected a number from 0, got -1.0"),
+        ("Polynomial", {"learning_rate": 0.1, "end_lr": -1.0}, "end_lr: expected 0 to learning_rate"),
+        ("Linear", {"learning_rate": 0.1, "end_lr": 0.5}, "end_lr: expected 0 to learning_rate"),
         ("Piecewise", {"decay_epochs": [3.0], "values": [0.1, -0.1]}, "expected numbers from 0, got"),
         ("Piecewise", {"decay_epochs": [-3.0], "values": [0.1, 0.1]}, "expected numbers from 0, got"),
         ("Cosine", {"learning_rate": 0.1, "cycles": 1000, "cycle_mult": 10.0}, "makes some of 1000 cycles a million"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ppcls_ext.config.sections import Split, Splits, Terms
+from ppcls_ext.data.mixing import default_smoothing
 from ppcls_ext.registry import DATASETS, LOSSES, METRICS, SCHEDULES
 
 # Arguments that are computed from the labels of the training split.
@@ -67,14 +68,14 @@ def _one_of(names: list[str]) -> str:
 def _smoothing(losses: Terms, split: Split | None) -> Iterator[str]:
     """Labels are smoothed once: by the operator that mixes them, or by the loss."""
     for op in (split.dataset.arguments.get("batch_transform_ops") if split else None) or []:
-        own = op.get("Mixup") or (op.get("OpSampler") or {}).get("Mixup") or {}
-        mixed = own.get("label_smoothing", 0)
-        for number, loss in enumerate(losses.Train):
-            if mixed and loss.arguments.get("epsilon"):
-                yield (
-                    f"Loss.Train.{number}.{loss.name}.epsilon: {loss.arguments['epsilon']} would smooth labels "
-                    f"that Mixup.label_smoothing ({mixed}) has smoothed already; give one of the two"
-                )
+        for name, own in {**op, **(op.get("OpSampler") or {})}.items():
+            mixed = (own or {}).get("label_smoothing", default_smoothing(name))
+            for number, loss in enumerate(losses.Train):
+                if mixed and loss.arguments.get("epsilon"):
+                    yield (
+                        f"Loss.Train.{number}.{loss.name}.epsilon: {loss.arguments['epsilon']} would smooth labels "
+                        f"that {name}.label_smoothing ({mixed}) has smoothed already; give one of the two"
+                    )
 
 
 def _places(losses: Terms, metrics: Terms) -> Iterator[str]:

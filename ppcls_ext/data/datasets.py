@@ -87,6 +87,9 @@ class ImageDataset:
                 raise Refused(f"image_sizes: epochs are counted from 1, got {first}")
             self._pipelines[first] = build_transforms(_with_crop_size(transform_ops, size), channels)
         self._batch_operator = build_batch_operator(batch_transform_ops)
+        told = getattr(self._batch_operator, "num_classes", None)
+        if told not in (None, num_classes):
+            raise Refused(f"batch_transform_ops.0.num_classes: {told}, but the data has {num_classes} classes")
         self._paths = paths
 
     def __len__(self) -> int:

@@ -6,9 +6,10 @@ are made of that. It draws from one generator per batch, of (seed, epoch, indice
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -30,12 +31,8 @@ class Mixing:
 
     def targets(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
         """Labels (n,), or (n, classes) where an image has several -> float32 (n, classes)."""
-        if labels.ndim == 1:
-            off = self.label_smoothing / num_classes
-            own = np.full((len(labels), num_classes), off)
-            own[np.arange(len(labels)), labels] = 1 - self.label_smoothing + off
-        else:
-            own = labels.astype(np.float64)
+        own = labels.astype(np.float64) if labels.ndim == 2 else np.eye(num_classes)[labels]
+        own = (1 - self.label_smoothing) * own + self.label_smoothing / num_classes
         lam = self.lam[:, None]
         return (lam * own + (1 - lam) * own[self.partners]).astype(np.float32)
 
@@ -66,14 +63,23 @@ def build_batch_operator(ops: BatchOps | None) -> BatchOperator | None:
             "OpSampler chooses one of several for each batch"
         )
     [(name, arguments)] = ops[0].items()
-    return _build(name, arguments or {}, "batch_transform_ops.0")
+    return _build(name, arguments or {}, f"batch_transform_ops.0.{name}")
 
 
 def _build(name: str, arguments: dict[str, Any], place: str) -> BatchOperator:
-    converted, problems = check_arguments(BATCH_TRANSFORMS[name], arguments, f"{place}.{name}")
+    converted, problems = check_arguments(BATCH_TRANSFORMS[name], arguments, place)
     if problems:
         raise Refused("; ".join(problems))
-    return BATCH_TRANSFORMS[name](**converted)
+    try:
+        return BATCH_TRANSFORMS[name](**converted)
+    except Refused as error:
+        raise Refused(f"{place}: {error}") from error
+
+
+def default_smoothing(name: str) -> float:
+    """By how much a batch operator of this name smooths labels when it is not told; 0 of an unknown one."""
+    known = inspect.signature(BATCH_TRANSFORMS[name]).parameters if name in BATCH_TRANSFORMS else {}
+    return known["label_smoothing"].default if "label_smoothing" in known else 0.0
 
 
 # ------------------------------------------------------------------------------------------------ how two are mixed
@@ -197,7 +203,10 @@ class FmixOperator:
 
 @BATCH_TRANSFORMS.register("OpSampler")
 class OpSampler:
-    """One of several operators for each batch, each with its `prob`; what is left to 1 leaves the batch as it is."""
+    """One of several operators for each batch, each with its `prob`; what is left to 1 leaves the images as they are.
+
+    The labels of all batches are smoothed as `Mixup.label_smoothing` says, whichever operator is drawn.
+    """
 
     def __init__(
         self,
@@ -220,7 +229,8 @@ class OpSampler:
             if isinstance(probability, bool) or not isinstance(probability, (int, float)) or not 0 <= probability <= 1:
                 raise Refused(f"{name}.prob: expected a probability, 0 to 1, got {probability!r}")
             own = {key: value for key, value in arguments.items() if key != "prob"}
-            self.choices.append((probability, _build(name, own, "OpSampler")))
+            self.choices.append((probability, _build(name, own, name)))
+        self.label_smoothing = (Mixup or {}).get("label_smoothing", 0.0)
         total = sum(probability for probability, _ in self.choices)
         if not self.choices or total > 1 + 1e-9:
             raise Refused(f"expected operators whose prob sum to at most 1, got {len(self.choices)} with {total:g}")
@@ -229,9 +239,9 @@ class OpSampler:
         drawn = rng.random()
         for probability, operator in self.choices:
             if drawn < probability:
-                return operator(images, rng)
+                return replace(operator(images, rng), label_smoothing=self.label_smoothing)
             drawn -= probability
-        return unmixed(len(images))
+        return replace(unmixed(len(images)), label_smoothing=self.label_smoothing)
 
 
 def unmixed(count: int) -> Mixing:
@@ -328,3 +338,24 @@ class Mixup:
         paste(images, others, box)
         exact = self.correct_lam or self.cutmix_minmax is not None
         return area_outside(box, height, width) if exact else lam
+
+
+@BATCH_TRANSFORMS.register("MixupCutmixHybrid")
+class MixupCutmixHybrid(Mixup):
+    """`Mixup` by the name and with the defaults that PaddleClas gives it; `num_classes` has to be the data's."""
+
+    def __init__(
+        self,
+        mixup_alpha: float = 1.0,
+        cutmix_alpha: float = 0.0,
+        cutmix_minmax: list[float] | None = None,
+        prob: float = 1.0,
+        switch_prob: float = 0.5,
+        mode: Literal["batch", "pair", "elem"] = "batch",
+        correct_lam: bool = True,
+        label_smoothing: float = 0.1,
+        num_classes: int | None = None,
+    ) -> None:
+        mixing = (mixup_alpha, cutmix_alpha, cutmix_minmax, prob, switch_prob, mode, correct_lam, label_smoothing)
+        super().__init__(*mixing)
+        self.num_classes = num_classes

@@ -92,16 +92,17 @@ class WeightedSampler(DistributedBatchSampler):
     def quotas(self, labels: np.ndarray) -> np.ndarray:
         """How many images of each class an epoch has, int64 (classes,); rounded so that their sum is exact."""
         if labels.ndim != 1:
-            raise Refused("sampler: images with several labels have no one class to be weighted by")
+            raise Refused("DataLoader.Train.sampler: images with several labels have no one class to be weighted by")
         counts = np.bincount(labels, minlength=self.num_classes or 0)
         if isinstance(self.class_weight, list):
             if len(self.class_weight) != len(counts):
-                raise Refused(f"sampler.class_weight: {len(self.class_weight)} weights for {len(counts)} classes")
+                given = f"{len(self.class_weight)} weights for {len(counts)} classes"
+                raise Refused(f"DataLoader.Train.sampler.class_weight: {given}; give one for each")
             shares = counts * np.array(self.class_weight, np.float64)
         else:
             shares = counts ** (0.5 if self.class_weight == "auto" else 0.0) * (counts > 0)
         if not shares.any():
-            raise Refused("sampler.class_weight: every class that has images has weight 0")
+            raise Refused("DataLoader.Train.sampler.class_weight: every class that has images has weight 0")
         wanted = shares / shares.sum() * (self.num_samples or len(labels))
         quotas = np.floor(wanted).astype(np.int64)
         missing = round(wanted.sum()) - int(quotas.sum())

@@ -123,8 +123,8 @@ class Linear(Schedule):
         super().__init__(learning_rate, warmup_epoch, warmup_start_lr, by_epoch)
         if power <= 0:
             raise ValueError(f"power: expected a number above 0, got {power}")
-        if end_lr < 0:
-            raise ValueError(f"end_lr: expected a number from 0, got {end_lr}")
+        if not 0 <= end_lr <= learning_rate:
+            raise ValueError(f"end_lr: expected 0 to learning_rate ({learning_rate:g}), got {end_lr}")
         self.end_lr = end_lr
         self.power = power
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import ClassVar
@@ -71,10 +72,11 @@ WEIGHTS = {
     "equalize": 0.005,
 }
 
+UNIFORM = 100  # a standard deviation above this means a magnitude from 0 to m, all alike
 # kind -> {letters: default}
 _SECTIONS: dict[str, dict[str, float]] = {
     "rand": {"m": 10, "n": 2, "mstd": 0, "inc": 0, "w": -1, "p": 0.5},
-    "augmix": {"m": 3, "w": 3, "d": -1, "a": 1, "mstd": 0},
+    "augmix": {"m": 3, "w": 3, "d": -1, "a": 1, "mstd": math.inf},
     "original": {"mstd": 0},
     "originalr": {"mstd": 0},
 }
@@ -86,14 +88,20 @@ def parse_policy(text: str) -> tuple[str, dict[str, float]]:
     if kind not in _SECTIONS:
         raise Refused(f"config_str: expected it to begin with one of {', '.join(_SECTIONS)}, got {text!r}")
     values = dict(_SECTIONS[kind])
+    given = set()
     for section in sections:
         found = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", section)
         if found is None or found[1] not in values:
             known = ", ".join(f"{letters}<number>" for letters in values)
             raise Refused(f"config_str: {section!r} in {text!r} is not one of {known}")
+        if found[1] in given:
+            raise Refused(f"config_str: {text!r} gives {found[1]} twice")
+        given.add(found[1])
         values[found[1]] = float(found[2])
         if found[1] in ("n", "w", "d") and "." in found[2]:
             raise Refused(f"config_str: expected a whole number in {section!r}, got {text!r}")
+    if kind == "rand" and values["mstd"] > UNIFORM:
+        values["mstd"] = math.inf
     if not 0 <= values.get("m", 0) <= 10 or values.get("n", 1) < 1 or not 0 <= values.get("p", 0) <= 1:
         raise Refused(f"config_str: expected m from 0 to 10, n of at least 1 and p from 0 to 1, got {text!r}")
     if kind == "augmix" and not (values["w"] >= 1 and values["d"] != 0 and values["a"] > 0):
@@ -108,8 +116,9 @@ def parse_policy(text: str) -> tuple[str, dict[str, float]]:
 class TimmAutoAugment:
     """timm's policies: `rand` (RandAugment), `augmix`, `original` and `originalr` (AutoAugment).
 
-    rand: m magnitude 0 to 10, n operations, mstd its standard deviation from one to the next, inc1 ranges that grow
-    with m, w0 weighted choice, p the probability of each operation (0.5). augmix: m, w width, d depth, a alpha.
+    rand: m magnitude 0 to 10, n operations, mstd its standard deviation from one to the next (above 100: uniform from
+    0 to m), inc1 ranges that grow with m, w0 weighted choice, p the probability of each operation (0.5). augmix: m, w
+    width, d depth, a alpha; without mstd the magnitude is uniform from 0 to m.
     `mean` (ImageNet's) fills what is beyond the edges; `img_size` is PaddleClas's; shares of a side need none.
     """
 
@@ -167,7 +176,9 @@ class TimmAutoAugment:
     ) -> Image.Image:
         if probability < 1 and rng.random() >= probability:
             return picture
-        if self._values["mstd"]:
+        if self._values["mstd"] == math.inf:
+            magnitude = rng.uniform(0, magnitude)
+        elif self._values["mstd"]:
             magnitude = rng.normal(magnitude, self._values["mstd"])
         canvas = self._canvases[rng.integers(len(self._canvases)) if len(self._canvases) > 1 else 0]
         return perform(picture, name, min(max(magnitude, 0.0), 10.0) / 10, self._space, canvas, rng)
