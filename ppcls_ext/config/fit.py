@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ppcls_ext.config.sections import Split, Splits, Terms
-from ppcls_ext.data.mixing import default_smoothing
-from ppcls_ext.registry import DATASETS, LOSSES, METRICS, SCHEDULES
+from ppcls_ext.config.components import with_defaults
+from ppcls_ext.config.sections import Component, Split, Splits, Terms
+from ppcls_ext.registry import BATCH_TRANSFORMS, DATASETS, LOSSES, METRICS, SCHEDULES
 
 # Arguments that are computed from the labels of the training split.
 _OF_TRAINING = ("class_weight", "weight_ratio")
@@ -69,7 +69,9 @@ def _smoothing(losses: Terms, split: Split | None) -> Iterator[str]:
     """Labels are smoothed once: by the operator that mixes them, or by the loss."""
     for op in (split.dataset.arguments.get("batch_transform_ops") if split else None) or []:
         for name, own in {**op, **(op.get("OpSampler") or {})}.items():
-            mixed = (own or {}).get("label_smoothing", default_smoothing(name))
+            if name not in BATCH_TRANSFORMS:
+                continue  # refused by its name
+            mixed = with_defaults(BATCH_TRANSFORMS, Component(name=name, arguments=own or {})).get("label_smoothing")
             for number, loss in enumerate(losses.Train):
                 if mixed and loss.arguments.get("epsilon"):
                     yield (

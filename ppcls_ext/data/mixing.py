@@ -6,7 +6,6 @@ are made of that. It draws from one generator per batch, of (seed, epoch, indice
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -74,12 +73,6 @@ def _build(name: str, arguments: dict[str, Any], place: str) -> BatchOperator:
         return BATCH_TRANSFORMS[name](**converted)
     except Refused as error:
         raise Refused(f"{place}: {error}") from error
-
-
-def default_smoothing(name: str) -> float:
-    """By how much a batch operator of this name smooths labels when it is not told; 0 of an unknown one."""
-    known = inspect.signature(BATCH_TRANSFORMS[name]).parameters if name in BATCH_TRANSFORMS else {}
-    return known["label_smoothing"].default if "label_smoothing" in known else 0.0
 
 
 # ------------------------------------------------------------------------------------------------ how two are mixed
