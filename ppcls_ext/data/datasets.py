@@ -89,7 +89,8 @@ class ImageDataset:
         self._batch_operator = build_batch_operator(batch_transform_ops)
         told = getattr(self._batch_operator, "num_classes", None)
         if told not in (None, num_classes):
-            raise Refused(f"batch_transform_ops.0.num_classes: {told}, but the data has {num_classes} classes")
+            place = f"batch_transform_ops.0.{type(self._batch_operator).__name__}.num_classes"
+            raise Refused(f"{place}: {told}, but the data has {num_classes} classes; leave it out")
         self._paths = paths
 
     def __len__(self) -> int:

@@ -30,7 +30,11 @@ class Mixing:
 
     def targets(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
         """Labels (n,), or (n, classes) where an image has several -> float32 (n, classes)."""
-        own = labels.astype(np.float64) if labels.ndim == 2 else np.eye(num_classes)[labels]
+        own = np.zeros((len(labels), num_classes))
+        if labels.ndim == 1:
+            own[np.arange(len(labels)), labels] = 1
+        else:
+            own[:] = labels
         own = (1 - self.label_smoothing) * own + self.label_smoothing / num_classes
         lam = self.lam[:, None]
         return (lam * own + (1 - lam) * own[self.partners]).astype(np.float32)
