@@ -95,9 +95,7 @@ def test_paddleclas_hybrid_is_the_mixture_with_its_defaults(pictures: Path) -> N
     dataset = {"name": "ClassFolderDataset", "image_root": str(pictures / "train"), "transform_ops": TRAIN_OPS}
     build = partial(DATASETS[dataset.pop("name")], **dataset)
     build(batch_transform_ops=[{"MixupCutmixHybrid": {"num_classes": 3}}])
-    with pytest.raises(
-        Refused, match="batch_transform_ops.0.MixupCutmixHybrid.num_classes: 1000, but the data has 3 classes"
-    ):
+    with pytest.raises(Refused, match="MixupCutmixHybrid.num_classes: 1000, but the data has 3 classes"):
         build(batch_transform_ops=[{"MixupCutmixHybrid": {"num_classes": 1000}}])
 
 
