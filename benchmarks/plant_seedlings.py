@@ -41,6 +41,7 @@ class Row:
     weights: bool = False  # begins with the published ImageNet weights of EfficientNet-Lite0
     folder: str = "dataset/plant_seedlings"
     processes: int = 1
+    teacher: str = ""  # the row whose best weights teach; it has to have been run, with the same seed
 
 
 PAIR = "dataset/plant_seedlings_pair"
@@ -61,6 +62,7 @@ GROUPS: dict[str, dict[str, Row]] = {
         "groupmamba": Row("plant_seedlings_groupmamba_longer", processes=2),
         "lite0": Row("plant_seedlings_lite0_longer", weights=True, processes=2),
         "lite0_as_on_one_core": Row("plant_seedlings_lite0", AS_ON_ONE_CORE, weights=True, processes=2),
+        "lite0_taught": Row("plant_seedlings_lite0_taught", weights=True, processes=2, teacher="longer/lite0"),
     },
     "lite0": {
         "probe": Row("plant_seedlings_lite0_probe", weights=True),
@@ -125,12 +127,17 @@ def run(row: Row, seed: int, folder: Path, lite0: str | None) -> dict[str, Any]:
     options = [f"Global.output_dir={folder}", f"Global.seed={seed}", *row.overrides]
     if row.weights:
         options.append(f"Global.pretrained_model={lite0 or packaged_lite0()}")
+    if row.teacher:
+        taught_by = folder.parents[1] / row.teacher.replace("/", "_") / folder.name
+        if not (taught_by / "result.json").exists():
+            raise SystemExit(f"no {taught_by / 'result.json'}: run {row.teacher} first, its weights teach this row")
+        options.append(f"Distill.weights={best_of(taught_by)[0]}")
     folder.mkdir(parents=True, exist_ok=True)
     began, spent = time.monotonic(), processor_seconds()
     tool("train", row.config, options, folder / "console.log", processes=row.processes)
     minutes, processor = (time.monotonic() - began) / 60, (processor_seconds() - spent) / 60
-    [network] = [path.parent for path in folder.glob("*/run.json")]
-    chosen, best = max(best_models(network), key=lambda found: found[1]["top1"])
+    chosen, best = best_of(folder)
+    network = chosen.parent
     options = [f"Global.pretrained_model={chosen}", f"{TEST}={row.folder}/test"]
     tool("eval", row.config, [*row.overrides, *options], folder / "test.log", "--json", str(folder / "test.json"))
     test = json.loads((folder / "test.json").read_text())
@@ -151,6 +158,12 @@ def run(row: Row, seed: int, folder: Path, lite0: str | None) -> dict[str, Any]:
     written.write_text(json.dumps(result, indent=1))
     written.replace(folder / "result.json")
     return result
+
+
+def best_of(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The weights of a run that were best on the validation photographs, and that evaluation."""
+    [network] = [path.parent for path in folder.glob("*/run.json")]
+    return max(best_models(network), key=lambda found: found[1]["top1"])
 
 
 def best_models(network: Path) -> list[tuple[Path, dict[str, Any]]]:
