@@ -11,7 +11,7 @@ import pytest
 from paddle import nn
 
 from ppcls_ext import create_model
-from ppcls_ext.backbones.groupmamba import Block, ClassBlock, Embedding
+from ppcls_ext.backbones.groupmamba import Blocks, ClassBlock, Embedding
 from ppcls_ext.layers import LayerNorm, Linear
 from ppcls_ext.ops import layer_norm, linear, native
 
@@ -103,10 +103,10 @@ def counted(library: object, calls: list[str]) -> Iterator[None]:
 @pytest.mark.parametrize("channels", [16, 84, 128])
 # the inside of the last one's MLP is too large for a cache: rows pass one by one
 @pytest.mark.parametrize("size", [(1, 1), (3, 7), (9, 2), (16, 57), (67, 50)], ids=str)
-def test_a_block_in_one_call_is_its_parts(channels: int, size: tuple[int, int], built: None) -> None:
+def test_the_blocks_of_a_stage_in_one_call_are_their_parts(channels: int, size: tuple[int, int], built: None) -> None:
     paddle.seed(0)
     (x,) = draw((3, size[0] * size[1], channels))
-    assert_one_call(drawn(Block(channels, 2.5, 0.0)), x, *size)
+    assert_one_call(drawn(Blocks(channels, 2.5, [0.0, 0.1], checkpointing=True)), x, *size)
     if size == (3, 7):
         assert_one_call(drawn(ClassBlock(channels, 4)), x)
 
@@ -124,19 +124,30 @@ def test_the_way_into_a_stage_in_one_call_is_its_parts(
     assert_one_call(drawn(Embedding(channels, out_channels, stem_width)), x, *size)
 
 
-def test_what_a_block_in_one_call_would_pass_by_makes_it_compute_by_parts(built: None) -> None:
-    block, x = drawn(Block(16, 2, 0.0)), paddle.randn([2, 12, 16])
+def test_what_blocks_in_one_call_would_pass_by_makes_them_compute_by_parts(built: None) -> None:
+    blocks, x = drawn(Blocks(16, 2, [0.0, 0.5], checkpointing=False)), paddle.randn([2, 12, 16])
     seen: list[nn.Layer] = []
     with paddle.no_grad():
-        expected = block(x, 3, 4).numpy()
-        hook = block.attn.mamba_g2.out_norm.register_forward_post_hook(lambda layer, _, __: seen.append(layer))
-        np.testing.assert_allclose(block(x, 3, 4).numpy(), expected, rtol=1e-4, atol=1e-4)
-        hook.remove()
-        assert seen == [block.attn.mamba_g2.out_norm]
-        block.mlp.fc1 = Linear(16, 32)  # another layer in its place
-        assert not np.allclose(block(x, 3, 4).numpy(), expected, atol=1e-2)
-    block(x, 3, 4).sum().backward()
-    assert all(parameter.grad is not None for parameter in block.parameters())
+        expected = blocks(x, 3, 4).numpy()
+        for layer in (blocks[1].attn.mamba_g2.out_norm, blocks[0]):
+            hook = layer.register_forward_post_hook(lambda layer, _, __: seen.append(layer))
+            np.testing.assert_allclose(blocks(x, 3, 4).numpy(), expected, rtol=1e-4, atol=1e-4)
+            hook.remove()
+            assert seen.pop() is layer and not seen
+        blocks[1].train()  # paths are dropped
+        dropped = blocks(x, 3, 4).numpy()
+        assert not np.allclose(dropped, expected, atol=1e-2)
+        blocks.eval()
+        blocks[1].mlp.fc1 = Linear(16, 32)  # another layer in its place
+        assert not np.allclose(blocks(x, 3, 4).numpy(), expected, atol=1e-2)
+        last = blocks[1]
+        del blocks[1]
+        shorter = blocks(x, 3, 4)
+        np.testing.assert_allclose(
+            last(shorter, 3, 4).numpy(), blocks.append(last)(x, 3, 4).numpy(), rtol=1e-4, atol=1e-4
+        )
+    blocks(x, 3, 4).sum().backward()
+    assert all(parameter.grad is not None for parameter in blocks.parameters())
 
 
 def test_values_that_are_not_finite_stay_so(built: None) -> None:

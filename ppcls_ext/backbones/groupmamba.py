@@ -15,6 +15,7 @@ sqrt(2 / fan-out of a group), no bias; the scans' steps are spread between 0.001
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import paddle
@@ -39,7 +40,7 @@ from ppcls_ext.ops import (
     cross_scan,
     embedding,
     gated_norm,
-    group_mamba_block,
+    group_mamba_blocks,
     joined_products,
     native,
     parted_products,
@@ -205,29 +206,33 @@ _OF_A_BLOCK = (
 
 
 class OneCall:
-    """What a block computes in evaluation, by the compiled operator for all of it."""
+    """What blocks compute in evaluation, one after another, by the compiled operator for all of them."""
 
-    def __init__(self, block: Block | ClassBlock, without: str) -> None:
-        """`without`: what the names of weights start with that a block of this kind has not."""
-        attn, inner = block.attn, block.attn.mamba_g1
-        self.weights = KeptWeights([None if name.startswith(without) else name for name in _OF_A_BLOCK])
-        last = block.norm2.epsilon
+    def __init__(self, blocks: Sequence[Block | ClassBlock], prefix: str, without: str) -> None:
+        """Blocks of one shape, called "0.", "1." ... in the holder if `prefix` is "{}."; "" for the holder itself.
+
+        `without`: what the names of weights start with that blocks of this kind have not.
+        """
+        names = [None if name.startswith(without) else name for name in _OF_A_BLOCK]
+        self.weights = KeptWeights([name and prefix.format(i) + name for i in range(len(blocks)) for name in names])
+        self.count = len(blocks)
+        attn, last = blocks[0].attn, blocks[0].norm2.epsilon
         # the third is that of norm1, which has the same
-        self.epsilons = attn.norm.epsilon, inner.out_norm.epsilon, last, last
-        self.rank = inner.dt_projs_weight.shape[2]
-        self.reduced, self.hidden = attn.fc1.weight.shape[1], block.mlp.fc1.weight.shape[1]
+        self.epsilons = attn.norm.epsilon, attn.mamba_g1.out_norm.epsilon, last, last
+        self.rank = attn.mamba_g1.dt_projs_weight.shape[2]
+        self.reduced, self.hidden = attn.fc1.weight.shape[1], blocks[0].mlp.fc1.weight.shape[1]
 
     # as it is, not converted for a static graph
     @paddle.jit.not_to_static
-    def compute(self, block: Block | ClassBlock, x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor | None:
-        """The block's result of tokens that it changes; None where its parts have to compute by themselves."""
-        if block.training or not native.usable_for_inference(x):
+    def compute(self, holder: nn.Layer, x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor | None:
+        """The result of tokens that the blocks change; None where their parts have to compute by themselves."""
+        if not native.usable_for_inference(x):
             return None
-        addresses = self.weights.addresses(block)
+        addresses = self.weights.addresses(holder)
         if addresses is None:
             return None
-        sizes = dict(rank=self.rank, reduced=self.reduced, hidden=self.hidden)
-        return group_mamba_block(x, addresses, self.epsilons, height=int(height), width=int(width), **sizes)
+        sizes = dict(rank=self.rank, reduced=self.reduced, hidden=self.hidden, blocks=self.count)
+        return group_mamba_blocks(x, addresses, self.epsilons, height=int(height), width=int(width), **sizes)
 
 
 class Block(nn.Layer):
@@ -239,14 +244,28 @@ class Block(nn.Layer):
         self.attn = GroupMambaLayer(channels)
         self.mlp = ConvMLP(channels, int(channels * mlp_ratio), convolution=True)
         self.drop_path = DropPath(drop_path)
-        self.one_call = OneCall(self, without="norm1")
 
     def forward(self, x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
-        result = self.one_call.compute(self, x, height, width)
-        if result is not None:
-            return result
         x = x + self.drop_path(self.attn(x, height, width))
         return x + self.drop_path(self.mlp(self.norm2(x), height, width))
+
+
+class Blocks(nn.LayerList):
+    """The blocks of a stage, one after another: (N, H W, C) -> (N, H W, C)."""
+
+    def __init__(self, channels: int, mlp_ratio: float, drop_paths: Sequence[float], checkpointing: bool) -> None:
+        super().__init__([Block(channels, mlp_ratio, rate) for rate in drop_paths])
+        self.checkpointing = checkpointing
+        self.one_call = OneCall(list(self), prefix="{}.", without="norm1")
+
+    def forward(self, x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
+        whole = len(self) == self.one_call.count and not any(block.training for block in self)
+        result = self.one_call.compute(self, x, height, width) if whole else None
+        if result is not None:
+            return result
+        for block in self:
+            x = checkpointed(block, x, height, width, enable=self.checkpointing)
+        return x
 
 
 class ClassBlock(nn.Layer):
@@ -258,11 +277,11 @@ class ClassBlock(nn.Layer):
         self.norm2 = LayerNorm(channels, epsilon=1e-6)
         self.attn = GroupMambaLayer(channels)
         self.mlp = ConvMLP(channels, int(channels * mlp_ratio), convolution=False)
-        self.one_call = OneCall(self, without="mlp.dwconv")
+        self.one_call = OneCall([self], prefix="", without="mlp.dwconv")
 
     def forward(self, x: Tensor) -> Tensor:
         token = x[:, :1]
-        result = self.one_call.compute(self, token, 1, 1)
+        result = None if self.training else self.one_call.compute(self, token, 1, 1)
         if result is None:
             token = token + self.norm1(self.attn(token, 1, 1))
             result = token + self.mlp(self.norm2(token), 1, 1)
@@ -340,13 +359,12 @@ class GroupMamba(nn.Layer):
         in_channels: int,
     ) -> None:
         super().__init__()
-        self.checkpointing = checkpointing
         rates = drop_path_rates(drop_path, sum(depths))
         before = in_channels
         for i, (width, depth, ratio) in enumerate(zip(channels, depths, mlp_ratios)):
             own = rates[sum(depths[:i]) : sum(depths[:i]) + depth]
             self.add_sublayer(f"patch_embed{i + 1}", Embedding(before, width, stem_width if i == 0 else None))
-            self.add_sublayer(f"block{i + 1}", nn.LayerList([Block(width, ratio, rate) for rate in own]))
+            self.add_sublayer(f"block{i + 1}", Blocks(width, ratio, own, checkpointing))
             self.add_sublayer(f"norm{i + 1}", LayerNorm(width, epsilon=1e-6))
             before = width
         self.post_network = nn.LayerList([ClassBlock(before, mlp_ratios[-1])])
@@ -375,8 +393,7 @@ class GroupMamba(nn.Layer):
             if i == 1:  # the stem
                 height, width = (height + 1) // 2, (width + 1) // 2
             height, width = (height + 1) // 2, (width + 1) // 2
-            for block in children[f"block{i}"]:
-                x = checkpointed(block, x, height, width, enable=self.checkpointing)
+            x = children[f"block{i}"](x, height, width)
             x = children[f"norm{i}"](x) if i < self.num_stages else x
             results.append((x, height, width))
         return results

@@ -3,7 +3,7 @@
 from ppcls_ext.ops.batch_norm import batch_norm
 from ppcls_ext.ops.depthwise import depthwise_conv
 from ppcls_ext.ops.direct_conv import direct_conv
-from ppcls_ext.ops.group_mamba import embedding, group_mamba_block
+from ppcls_ext.ops.group_mamba import embedding, group_mamba_blocks
 from ppcls_ext.ops.group_products import joined_products, parted_products, weighed
 from ppcls_ext.ops.large_depthwise import LargeDepthwiseConv2D, large_depthwise_conv
 from ppcls_ext.ops.layer_norm import gated_norm, layer_norm
@@ -21,7 +21,7 @@ __all__ = [
     "direct_conv",
     "embedding",
     "gated_norm",
-    "group_mamba_block",
+    "group_mamba_blocks",
     "joined_products",
     "large_depthwise_conv",
     "layer_norm",

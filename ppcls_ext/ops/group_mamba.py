@@ -1,4 +1,4 @@
-"""Whole parts of GroupMamba in one compiled call, for inference: its blocks, and the way into its stages.
+"""Whole parts of GroupMamba in one compiled call, for inference: the blocks of a stage, and the way into it.
 
 Their steps share what they read, write each result where the next one wants it, and run on all threads, and what lies
 between is Python's no more. What they compute in Paddle's operators is written in `ppcls_ext.backbones.groupmamba`.
@@ -15,7 +15,7 @@ from paddle import Tensor
 from ppcls_ext.ops import native
 
 
-def group_mamba_block(
+def group_mamba_blocks(
     x: Tensor,
     weights: ctypes.Array,
     epsilons: Sequence[float],
@@ -25,14 +25,16 @@ def group_mamba_block(
     rank: int,
     reduced: int,
     hidden: int,
+    blocks: int,
 ) -> Tensor:
-    """z + mlp(norm2(z)) with z = x + after(layer(x)): (N, H W, C) -> (N, H W, C).
+    """z + mlp(norm2(z)) with z = x + after(layer(x)), of so many blocks in turn: (N, H W, C) -> (N, H W, C).
 
-    The order of the weights and epsilons is that of group_mamba.cpp; `reduced` and `hidden` are the channels inside of
-    the affinity and of the MLP.
+    The order of the weights and epsilons is that of group_mamba.cpp, block by block; `reduced` and `hidden` are the
+    channels inside of the affinity and of the MLP.
     """
     x = native.ready(x)
-    library, sizes = native.library(), native.sizes(x.shape[0], height, width, x.shape[2], rank, reduced, hidden)
+    n, _, channels = x.shape
+    library, sizes = native.library(), native.sizes(n, height, width, channels, rank, reduced, hidden, blocks)
     library.group_mamba_room.restype = ctypes.c_int64
     room = paddle.empty([library.group_mamba_room(sizes)], dtype="float32")
     y = paddle.empty(x.shape, dtype="float32")

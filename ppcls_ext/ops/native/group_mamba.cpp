@@ -1,4 +1,4 @@
-// A block of GroupMamba: norm, scans of four groups of channels weighed by the channels' affinity, norm, product, and
+// The blocks of a stage of GroupMamba. In each: norm, scans of four groups of channels weighed by the channels' affinity, norm, product, and
 // the MLP with its depthwise convolution; both with what they are added to.
 //
 // Few images pass through all of it together, so that what lies between the steps stays in the cache. Where the MLP of
@@ -21,12 +21,12 @@ thread_local Scratch scratch;
 enum { NORM, NORM_BIAS, FC1, FC1_BIAS, FC2, FC2_BIAS, SKIP, OF_GROUPS };
 enum { IN, CONV, CONV_BIAS, LOW, STEP, STEP_BIAS, A_LOG, D, OUT_NORM, OUT_NORM_BIAS, OUT, OF_A_GROUP };
 enum { PROJ = OF_GROUPS + GROUPS * OF_A_GROUP, PROJ_BIAS, AFTER, AFTER_BIAS, NORM2, NORM2_BIAS, MLP1, MLP1_BIAS,
-       MLP_CONV, MLP_CONV_BIAS, MLP2, MLP2_BIAS };
+       MLP_CONV, MLP_CONV_BIAS, MLP2, MLP2_BIAS, OF_A_BLOCK };
 // and of the epsilons
 enum { NORM_EPSILON, OUT_EPSILON, AFTER_EPSILON, NORM2_EPSILON };
 
 struct Shape {
-    int64_t n, height, width, channels, rank, reduced, hidden;
+    int64_t n, height, width, channels, rank, reduced, hidden, blocks;
     int64_t length() const { return height * width; }
     int64_t group() const { return channels / GROUPS; }
     int64_t together() const {
@@ -44,7 +44,7 @@ struct Shape {
     ProductShape out_of_mlp(int64_t rows) const { return {rows, hidden, channels, hidden, channels, 1, channels}; }
 };
 
-Shape shape_of(const int64_t* s) { return {s[0], s[1], s[2], s[3], s[4], s[5], s[6]}; }
+Shape shape_of(const int64_t* s) { return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]}; }
 
 struct Weights {
     const float* const* of;
@@ -115,10 +115,6 @@ void scans(const Shape& s, int64_t n, const float* epsilon, const float* const* 
         products[g] = {inner + g * rows * group, w.group(OUT)[g],     y + g * group, nullptr,
                        x + g * group,            weighed + g * group, nullptr};
     multiply({rows, group, group, group, group, 1, s.channels, s.length()}, products, GROUPS);
-}
-
-void add(int64_t count, const float* x, float* y) {
-    for (int64_t i = 0; i < count; i++) y[i] += x[i];
 }
 
 // How many values the MLP needs beside its normalised tokens
@@ -201,9 +197,30 @@ void mlp(const Shape& s, int64_t n, const float* epsilon, const float* const* w,
     product(rows, s.hidden, s.channels, inside, w[MLP2], w[MLP2_BIAS], y, y);
 }
 
+// One block: x -> y, which may be x
+void block(const Shape& s, const float* epsilon, const float* const* w, const float* x, float* room, float* y) {
+    for (int64_t image = 0; image < s.n; image += s.together()) {
+        const int64_t n = image + s.together() < s.n ? s.together() : s.n - image;
+        const int64_t rows = n * s.length(), values = rows * s.channels;
+        const float* from = x + image * s.length() * s.channels;
+        float *to = y + image * s.length() * s.channels, *normal = room, *scanned = room + values;
+        normalise(1, rows, s.channels, epsilon[NORM_EPSILON], from, w + NORM, w + NORM_BIAS, nullptr, normal);
+        scans(s, n, epsilon, w, normal, scanned + values, scanned);
+        normalise(1, rows, s.channels, epsilon[NORM_EPSILON], scanned, w + NORM, w + NORM_BIAS, nullptr, scanned);
+        if (w[AFTER]) {
+            product(rows, s.channels, s.channels, scanned, w[PROJ], w[PROJ_BIAS], normal);
+            normalise(1, rows, s.channels, epsilon[AFTER_EPSILON], normal, w + AFTER, w + AFTER_BIAS, nullptr, normal);
+            for (int64_t i = 0; i < values; i++) to[i] = from[i] + normal[i];
+        } else {
+            product(rows, s.channels, s.channels, scanned, w[PROJ], w[PROJ_BIAS], to, from);
+        }
+        mlp(s, n, epsilon, w, room, to);
+    }
+}
+
 }  // namespace
 
-// sizes: N, H, W, C, rank of the steps, channels of the affinity, of the MLP. How many values of memory
+// sizes: N, H, W, C, rank of the steps, channels of the affinity, of the MLP, blocks. How many values of memory
 // group_mamba_forward needs.
 extern "C" int64_t group_mamba_room(const int64_t* sizes) {
     const Shape s = shape_of(sizes);
@@ -213,24 +230,10 @@ extern "C" int64_t group_mamba_room(const int64_t* sizes) {
     return scanned > mixed ? scanned : mixed;
 }
 
-// x (N, H W, C) -> y = z + mlp(norm2(z)), z = x + after(proj(norm(scans(norm(x))))). Null are the weights of `after` where
-// there is no such norm, and those of the MLP's convolution.
+// x (N, H W, C) -> y = z + mlp(norm2(z)), z = x + after(proj(norm(scans(norm(x))))), and so on with y and the weights of
+// the next block. Null are the weights of `after` where there is no such norm, and those of the MLP's convolution.
 extern "C" void group_mamba_forward(const int64_t* sizes, const float* epsilon, const float* const* w, const float* x,
                                     float* room, float* y) {
     const Shape s = shape_of(sizes);
-    for (int64_t image = 0; image < s.n; image += s.together()) {
-        const int64_t n = image + s.together() < s.n ? s.together() : s.n - image;
-        const int64_t rows = n * s.length(), values = rows * s.channels;
-        const float* from = x + image * s.length() * s.channels;
-        float *to = y + image * s.length() * s.channels, *normal = room, *scanned = room + values;
-        normalise(1, rows, s.channels, epsilon[NORM_EPSILON], from, w + NORM, w + NORM_BIAS, nullptr, normal);
-        scans(s, n, epsilon, w, normal, scanned + values, scanned);
-        normalise(1, rows, s.channels, epsilon[NORM_EPSILON], scanned, w + NORM, w + NORM_BIAS, nullptr, scanned);
-        product(rows, s.channels, s.channels, scanned, w[PROJ], w[PROJ_BIAS], to, w[AFTER] ? nullptr : from);
-        if (w[AFTER]) {
-            normalise(1, rows, s.channels, epsilon[AFTER_EPSILON], to, w + AFTER, w + AFTER_BIAS, nullptr, to);
-            add(values, from, to);
-        }
-        mlp(s, n, epsilon, w, room, to);
-    }
+    for (int64_t i = 0; i < s.blocks; i++) block(s, epsilon, w + i * OF_A_BLOCK, i ? y : x, room, y);
 }

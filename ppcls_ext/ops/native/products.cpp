@@ -35,15 +35,40 @@ void pack(const ProductShape& s, const float* w, int64_t column, float* to) {
     }
 }
 
-void finish(const ProductShape& s, const Product& p, const float* sums, int64_t row, int64_t rows, int64_t column,
-            int vectors) {
-    for (int v = 0; v < vectors && column + v * LANES < s.columns; v++) {
+// y = sums + bias + added, of whole vectors; `added`, which lies as y does, may be null
+template <int VECTORS>
+void finish_plain(const float* sums, int64_t rows, const float* bias, const float* added, float* y, int64_t y_row) {
+    vec start[VECTORS];
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; v++) start[v] = bias ? load(bias + v * LANES) : vec{};
+    if (added) {
+        for (int64_t r = 0; r < rows; r++, sums += VECTORS * LANES)
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++) {
+                const int64_t at = r * y_row + v * LANES;
+                store(y + at, load(sums + v * LANES) + start[v] + load(added + at));
+            }
+    } else {
+        for (int64_t r = 0; r < rows; r++, sums += VECTORS * LANES)
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++) store(y + r * y_row + v * LANES, load(sums + v * LANES) + start[v]);
+    }
+}
+
+template <int VECTORS>
+void finish(const ProductShape& s, const Product& p, const float* sums, int64_t row, int64_t rows, int64_t column) {
+    if (!p.factor && column + VECTORS * LANES <= s.columns) {
+        const int64_t at = row * s.y_row + column;
+        return finish_plain<VECTORS>(sums, rows, p.bias ? p.bias + column : nullptr, p.added ? p.added + at : nullptr,
+                                     p.y + at, s.y_row);
+    }
+    for (int v = 0; v < VECTORS && column + v * LANES < s.columns; v++) {
         const int64_t first = column + v * LANES;
         const int count = lanes(s.columns - first);
         const vec bias = p.bias ? load(p.bias + first, count) : vec{};
         for (int64_t r = 0; r < rows; r++) {
             const int64_t at = (row + r) * s.y_row + first;
-            vec result = load(sums + (r * vectors + v) * LANES) + bias;
+            vec result = load(sums + (r * VECTORS + v) * LANES) + bias;
             if (p.factor)
                 result *= load(p.factor + at, count) *
                           load(p.image_factor + (row + r) / s.image_rows * s.y_row + first, count);
@@ -62,7 +87,16 @@ void chunk(const ProductShape& s, const Product& p, int64_t first, int64_t end, 
     all_tiles<VECTORS>(end - first, {s.inner, s.x_row}, p.x + first * s.x_row, panel, fetch ? p.w + next : nullptr,
                        s.w_inner,
                        [&](const float* sums, int64_t row, int64_t rows) {
-                           finish(s, p, sums, first + row, rows, column, VECTORS);
+                           finish<VECTORS>(s, p, sums, first + row, rows, column);
+                       });
+}
+
+// All rows past a panel that is packed
+template <int VECTORS>
+void tiles_of_panel(const ProductShape& s, const Product& p, const float* panel, int64_t column) {
+    all_tiles<VECTORS>(s.rows, {s.inner, s.x_row}, p.x, panel, nullptr, 0,
+                       [&](const float* sums, int64_t row, int64_t rows) {
+                           finish<VECTORS>(s, p, sums, row, rows, column);
                        });
 }
 
@@ -97,15 +131,10 @@ void multiply_packed(const ProductShape& s, const Product& p) {
     const int64_t width = panel_columns(s);
     for (int64_t column = 0; column < s.columns; column += width) {
         const float* panel = p.w + column * s.inner;
-        const Rows rows{s.inner, s.x_row};
-        const int vectors = width / LANES;
-        const auto done = [&](const float* sums, int64_t row, int64_t count) {
-            finish(s, p, sums, row, count, column, vectors);
-        };
-        if (vectors == 1)
-            all_tiles<1>(s.rows, rows, p.x, panel, nullptr, 0, done);
+        if (width == LANES)
+            tiles_of_panel<1>(s, p, panel, column);
         else
-            all_tiles<2>(s.rows, rows, p.x, panel, nullptr, 0, done);
+            tiles_of_panel<2>(s, p, panel, column);
     }
 }
 
