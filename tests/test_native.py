@@ -276,7 +276,7 @@ def test_what_is_frozen_gets_no_gradient_and_other_types_are_paddles(built: None
 WORK = """
 import hashlib, os, sys
 import numpy as np, paddle
-from ppcls_ext.backbones.groupmamba import Block, Embedding, GroupMambaLayer
+from ppcls_ext.backbones.groupmamba import GroupMambaLayer, groupmamba
 from ppcls_ext.layers import DepthwiseConv2D, DirectConv2D, LayerNorm, Linear, normalised
 from ppcls_ext.ops import cross_scan, native, pointwise_conv
 native.install()
@@ -316,10 +316,11 @@ def digest():
         maps.stop_gradient = weight.stop_gradient = False
         y = pointwise_conv(maps, weight); y.square().sum().backward()
         parts += [y, maps.grad, weight.grad]
-    embedding, block = Embedding(3, 84, 20), Block(84, 4, 0)
-    embedding.eval(), block.eval()
+    network = groupmamba(20, [64, 84], [2, 1], [8, 4])
+    network.eval()
     with paddle.no_grad():
-        parts.append(block(embedding(paddle.randn([2, 3, 61, 70]), 61, 70), 16, 18))
+        x = paddle.randn([2, 3, 180, 200])
+        parts += [network(x), *network.forward_stages(x)]
     return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
 print(native.status())
 print(digest())

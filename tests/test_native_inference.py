@@ -11,11 +11,12 @@ import pytest
 from paddle import nn
 
 from ppcls_ext import create_model
-from ppcls_ext.backbones.groupmamba import Blocks, ClassBlock, Embedding
+from ppcls_ext.backbones.groupmamba import GroupMamba, groupmamba
 from ppcls_ext.layers import LayerNorm, Linear
 from ppcls_ext.ops import layer_norm, linear, native
 
 TOLERANCE = 1e-5  # of the largest value
+OF_A_NETWORK = 5e-5  # after many layers
 
 
 def draw(*shapes: tuple[int, ...]) -> list[np.ndarray]:
@@ -54,7 +55,7 @@ def test_a_norm_is_paddles(rows: tuple[int, int], channels: int, built: None) ->
     assert_agrees(lambda x, w, b: layer_norm(x, w, b, 1e-5), [3 + x, weight, bias])
 
 
-# ------------------------------------------------------------------------------------------------ whole blocks
+# ------------------------------------------------------------------------------------------------ whole networks
 
 
 def drawn(layer: nn.Layer) -> nn.Layer:
@@ -67,20 +68,26 @@ def drawn(layer: nn.Layer) -> nn.Layer:
     return layer
 
 
-def assert_one_call(layer: nn.Layer, image: np.ndarray, *size: int) -> None:
-    """The layer computes in one call what its parts do in float64, and each image by itself."""
-    calls = []
+def assert_one_call(network: GroupMamba, image: np.ndarray) -> None:
+    """The network computes in one call what its parts do in float64, and each image by itself."""
+    calls: list[str] = []
     library = native.library()
     assert library is not None
+
+    def results(x: paddle.Tensor) -> list[np.ndarray]:
+        return [network(x).numpy(), *(maps.numpy() for maps in network.forward_stages(x))]
+
     with paddle.no_grad(), counted(library, calls):
         x = paddle.to_tensor(image.astype("float32"))
-        mine = layer(x, *size).numpy()
-        assert len(calls) == 1, calls
-        np.testing.assert_array_equal(layer(x[1:2], *size).numpy(), mine[1:2])
-    layer.to(dtype="float64")
+        mine = results(x)
+        assert calls == ["group_mamba_forward"] * 2
+        for one, all_of_them in zip(results(x[1:2]), mine):
+            np.testing.assert_array_equal(one, all_of_them[1:2])
+    network.to(dtype="float64")
     with paddle.no_grad():
-        other = layer(paddle.to_tensor(image), *size).numpy()
-    np.testing.assert_allclose(mine, other, rtol=0, atol=TOLERANCE * np.abs(other).max())
+        others = results(paddle.to_tensor(image))
+    for one, other in zip(mine, others):
+        np.testing.assert_allclose(one, other, rtol=0, atol=OF_A_NETWORK * np.abs(other).max())
 
 
 @contextmanager
@@ -100,54 +107,88 @@ def counted(library: object, calls: list[str]) -> Iterator[None]:
         native._state.library = library
 
 
-@pytest.mark.parametrize("channels", [16, 84, 128])
-# the inside of the last one's MLP is too large for a cache: rows pass one by one
-@pytest.mark.parametrize("size", [(1, 1), (3, 7), (9, 2), (16, 57), (67, 50)], ids=str)
-def test_the_blocks_of_a_stage_in_one_call_are_their_parts(channels: int, size: tuple[int, int], built: None) -> None:
-    paddle.seed(0)
-    (x,) = draw((3, size[0] * size[1], channels))
-    assert_one_call(drawn(Blocks(channels, 2.5, [0.0, 0.1], checkpointing=True)), x, *size)
-    if size == (3, 7):
-        assert_one_call(drawn(ClassBlock(channels, 4)), x)
-
-
 @pytest.mark.parametrize(
-    ("channels", "stem_width", "out_channels"), [(3, 32, 64), (1, 7, 21), (5, 33, 16), (16, None, 40), (33, None, 9)]
+    ("stem_width", "channels", "depths", "ratios", "in_channels", "distillation"),
+    [
+        (32, [64, 128], [1, 2], [8, 2.5], 3, True),
+        (7, [84, 20, 16], [2, 1, 1], [2.5, 4, 4], 1, False),
+        (33, [16], [3], [4], 5, True),
+    ],
 )
-@pytest.mark.parametrize("size", [(1, 1), (4, 9), (23, 50), (64, 5)], ids=str)
-def test_the_way_into_a_stage_in_one_call_is_its_parts(
-    channels: int, stem_width: int | None, out_channels: int, size: tuple[int, int], built: None
+# the inside of the last one's first MLP is too large for a cache: rows pass one by one
+@pytest.mark.parametrize("size", [(1, 1), (23, 50), (200, 33), (268, 200)], ids=str)
+def test_a_network_in_one_call_is_its_parts(
+    stem_width: int,
+    channels: list[int],
+    depths: list[int],
+    ratios: list[float],
+    in_channels: int,
+    distillation: bool,
+    size: tuple[int, int],
+    built: None,
 ) -> None:
     paddle.seed(0)
-    places = (size[0] * size[1], channels) if stem_width is None else (channels, *size)
-    (x,) = draw((3, *places))
-    assert_one_call(drawn(Embedding(channels, out_channels, stem_width)), x, *size)
+    network = groupmamba(stem_width, channels, depths, ratios, 7, in_channels, 0.1, distillation)
+    (image,) = draw((3, in_channels, *size))
+    assert_one_call(drawn(network), image)
 
 
-def test_what_blocks_in_one_call_would_pass_by_makes_them_compute_by_parts(built: None) -> None:
-    blocks, x = drawn(Blocks(16, 2, [0.0, 0.5], checkpointing=False)), paddle.randn([2, 12, 16])
+def test_what_one_call_would_pass_by_makes_the_parts_compute(built: None) -> None:
+    paddle.seed(0)
+    network = drawn(groupmamba(8, [16, 32], [2, 1], [2, 2], 5, drop_path=0.9))
+    x = paddle.randn([2, 3, 40, 52])
     seen: list[nn.Layer] = []
+
+    def one_call() -> tuple[bool, bool]:
+        with paddle.no_grad():
+            call = network.one_call
+            return call.stages(network, x) is not None, call.logits(network, x) is not None
+
     with paddle.no_grad():
-        expected = blocks(x, 3, 4).numpy()
-        for layer in (blocks[1].attn.mamba_g2.out_norm, blocks[0]):
+        expected = network(x).numpy()
+        assert one_call() == (True, True)
+        block, stem = network.block1[1], network.patch_embed1.conv
+        for layer in (block.attn.mamba_g2.out_norm, block, block.drop_path, network.block1, stem[2], network.norm1):
             hook = layer.register_forward_post_hook(lambda layer, _, __: seen.append(layer))
-            np.testing.assert_allclose(blocks(x, 3, 4).numpy(), expected, rtol=1e-4, atol=1e-4)
+            if layer is not network.block1:  # a list computes nothing
+                np.testing.assert_allclose(network(x).numpy(), expected, rtol=1e-4, atol=1e-4)
+                assert set(seen) == {layer}
+                seen.clear()
+            assert one_call() == (False, False)
             hook.remove()
-            assert seen.pop() is layer and not seen
-        blocks[1].train()  # paths are dropped
-        dropped = blocks(x, 3, 4).numpy()
-        assert not np.allclose(dropped, expected, atol=1e-2)
-        blocks.eval()
-        blocks[1].mlp.fc1 = Linear(16, 32)  # another layer in its place
-        assert not np.allclose(blocks(x, 3, 4).numpy(), expected, atol=1e-2)
-        last = blocks[1]
-        del blocks[1]
-        shorter = blocks(x, 3, 4)
-        np.testing.assert_allclose(
-            last(shorter, 3, 4).numpy(), blocks.append(last)(x, 3, 4).numpy(), rtol=1e-4, atol=1e-4
-        )
-    blocks(x, 3, 4).sum().backward()
-    assert all(parameter.grad is not None for parameter in blocks.parameters())
+        block.train()  # its paths are dropped
+        assert one_call() == (False, False)
+        block.eval()
+        network.head = Linear(32, 9)  # as in transfer learning: of another shape, the stages are what they were
+        assert one_call() == (True, False)
+        network.dist_head = Linear(32, 9)
+        assert network(x).shape == [2, 9]
+        replaced = block.mlp.fc1
+        block.mlp.fc1 = Linear(16, 32)  # another layer of this class and shape in its place is used
+        block.eval()
+        assert one_call() == (True, False)
+        other = network(x).numpy()
+        with native.plain():
+            np.testing.assert_allclose(network(x).numpy(), other, rtol=1e-4, atol=1e-4)
+        block.mlp.fc1 = nn.Linear(16, 32)  # of another class
+        block.eval()
+        assert one_call() == (False, False)
+        block.mlp.fc1 = replaced
+        block.mlp.fc1.weight = paddle.create_parameter([16, 32], "float64")
+        assert one_call() == (False, False)
+        block.mlp.fc1.weight = paddle.create_parameter([16, 32], "float32")
+        assert one_call() == (True, False)
+        network.block1.append(block)
+        assert one_call() == (False, False)
+        del network.block1[2]
+        assert one_call() == (True, False)
+        del network.block1[1]
+        assert one_call() == (False, False)
+        assert network(x).shape == [2, 9]
+        with pytest.raises(ValueError):
+            network(paddle.randn([2, 4, 40, 52]))
+    network(x).sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None and not p.stop_gradient] == []
 
 
 def test_values_that_are_not_finite_stay_so(built: None) -> None:
@@ -157,10 +198,10 @@ def test_values_that_are_not_finite_stay_so(built: None) -> None:
     with paddle.no_grad():
         for y in (layer(x), norm(x)):
             np.testing.assert_array_equal(np.isnan(y.numpy()).any((0, 2)), np.arange(9) == 4)
-        maps = paddle.ones([1, 24 * 24, 4])
-        maps[0, 9 * 24 + 9, 1] = float("inf")  # at odd places: in two windows of three each way
-        y = drawn(Embedding(4, 16))(maps, 24, 24).numpy()
-        assert (~np.isfinite(y)).all(2).sum() == (~np.isfinite(y)).any(2).sum() == 4
+        network, x = drawn(groupmamba(8, [16, 32], [1, 1], [2, 2], 5)), paddle.randn([3, 3, 40, 52])
+        x[1, 2, 17, 30] = float("nan")
+        np.testing.assert_array_equal(np.isnan(network(x).numpy()).all(1), [False, True, False])
+        np.testing.assert_array_equal(np.isnan(network(x).numpy()).any(1), [False, True, False])
 
 
 def test_training_and_frozen_layers_get_the_gradients_of_paddle(built: None) -> None:

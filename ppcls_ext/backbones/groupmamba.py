@@ -15,20 +15,19 @@ sqrt(2 / fan-out of a group), no bias; the scans' steps are spread between 0.001
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from ppcls_ext.backbones.groupmamba_inference import OneCall
 from ppcls_ext.backbones.published import IMAGENET_MEAN, IMAGENET_STD, Facts, backbone
 from ppcls_ext.errors import Refused
 from ppcls_ext.layers import (
     DepthwiseConv2D,
     DirectConv2D,
     DropPath,
-    KeptWeights,
     LayerNorm,
     Linear,
     Sequential,
@@ -38,9 +37,7 @@ from ppcls_ext.layers import (
 )
 from ppcls_ext.ops import (
     cross_scan,
-    embedding,
     gated_norm,
-    group_mamba_blocks,
     joined_products,
     native,
     parted_products,
@@ -190,51 +187,6 @@ class ConvMLP(nn.Layer):
         return self.fc2(token_conv(x.unsqueeze(0), weight, bias, height, width, "gelu").squeeze(0))
 
 
-# in the order of ops/native/group_mamba.cpp
-_OF_THE_LAYER = ("norm.weight", "norm.bias", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias", "skip_scale")
-_OF_A_GROUP = (
-    *("in_proj.weight", "conv2d.weight", "conv2d.bias", "x_proj_weight", "dt_projs_weight", "dt_projs_bias"),
-    *("A_logs", "Ds", "out_norm.weight", "out_norm.bias", "out_proj.weight"),
-)
-_OF_A_BLOCK = (
-    *(f"attn.{name}" for name in _OF_THE_LAYER),
-    *(f"attn.mamba_g{i + 1}.{name}" for i in range(GROUPS) for name in _OF_A_GROUP),
-    *("attn.proj.weight", "attn.proj.bias", "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"),
-    *("mlp.fc1.weight", "mlp.fc1.bias", "mlp.dwconv.dwconv.weight", "mlp.dwconv.dwconv.bias"),
-    *("mlp.fc2.weight", "mlp.fc2.bias"),
-)
-
-
-class OneCall:
-    """What blocks compute in evaluation, one after another, by the compiled operator for all of them."""
-
-    def __init__(self, blocks: Sequence[Block | ClassBlock], prefix: str, without: str) -> None:
-        """Blocks of one shape, called "0.", "1." ... in the holder if `prefix` is "{}."; "" for the holder itself.
-
-        `without`: what the names of weights start with that blocks of this kind have not.
-        """
-        names = [None if name.startswith(without) else name for name in _OF_A_BLOCK]
-        self.weights = KeptWeights([name and prefix.format(i) + name for i in range(len(blocks)) for name in names])
-        self.count = len(blocks)
-        attn, last = blocks[0].attn, blocks[0].norm2.epsilon
-        # the third is that of norm1, which has the same
-        self.epsilons = attn.norm.epsilon, attn.mamba_g1.out_norm.epsilon, last, last
-        self.rank = attn.mamba_g1.dt_projs_weight.shape[2]
-        self.reduced, self.hidden = attn.fc1.weight.shape[1], blocks[0].mlp.fc1.weight.shape[1]
-
-    # as it is, not converted for a static graph
-    @paddle.jit.not_to_static
-    def compute(self, holder: nn.Layer, x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor | None:
-        """The result of tokens that the blocks change; None where their parts have to compute by themselves."""
-        if not native.usable_for_inference(x):
-            return None
-        addresses = self.weights.addresses(holder)
-        if addresses is None:
-            return None
-        sizes = dict(rank=self.rank, reduced=self.reduced, hidden=self.hidden, blocks=self.count)
-        return group_mamba_blocks(x, addresses, self.epsilons, height=int(height), width=int(width), **sizes)
-
-
 class Block(nn.Layer):
     """The group layer, which normalises by itself, and the MLP, with residuals: (N, H W, C) -> (N, H W, C)."""
 
@@ -250,24 +202,6 @@ class Block(nn.Layer):
         return x + self.drop_path(self.mlp(self.norm2(x), height, width))
 
 
-class Blocks(nn.LayerList):
-    """The blocks of a stage, one after another: (N, H W, C) -> (N, H W, C)."""
-
-    def __init__(self, channels: int, mlp_ratio: float, drop_paths: Sequence[float], checkpointing: bool) -> None:
-        super().__init__([Block(channels, mlp_ratio, rate) for rate in drop_paths])
-        self.checkpointing = checkpointing
-        self.one_call = OneCall(list(self), prefix="{}.", without="norm1")
-
-    def forward(self, x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
-        whole = len(self) == self.one_call.count and not any(block.training for block in self)
-        result = self.one_call.compute(self, x, height, width) if whole else None
-        if result is not None:
-            return result
-        for block in self:
-            x = checkpointed(block, x, height, width, enable=self.checkpointing)
-        return x
-
-
 class ClassBlock(nn.Layer):
     """A block that changes the first token alone, the class token: (N, 1 + L, C) -> (N, 1 + L, C)."""
 
@@ -277,18 +211,12 @@ class ClassBlock(nn.Layer):
         self.norm2 = LayerNorm(channels, epsilon=1e-6)
         self.attn = GroupMambaLayer(channels)
         self.mlp = ConvMLP(channels, int(channels * mlp_ratio), convolution=False)
-        self.one_call = OneCall([self], prefix="", without="mlp.dwconv")
 
     def forward(self, x: Tensor) -> Tensor:
         token = x[:, :1]
-        result = None if self.training else self.one_call.compute(self, token, 1, 1)
-        if result is None:
-            token = token + self.norm1(self.attn(token, 1, 1))
-            result = token + self.mlp(self.norm2(token), 1, 1)
-        return paddle.concat([result, x[:, 1:]], 1)
-
-
-_OF_A_STEM = (nn.Conv2D, nn.BatchNorm2D, nn.ReLU)
+        token = token + self.norm1(self.attn(token, 1, 1))
+        token = token + self.mlp(self.norm2(token), 1, 1)
+        return paddle.concat([token, x[:, 1:]], 1)
 
 
 class Embedding(nn.Layer):
@@ -306,41 +234,10 @@ class Embedding(nn.Layer):
             in_channels = stem_width
         self.proj = DirectConv2D(in_channels, out_channels, 3, 2, bias=True)
         self.norm = LayerNorm(out_channels)
-        names = ["proj.weight", "proj.bias", "norm.weight", "norm.bias"]  # in the order of ops/native/embedding.cpp
-        if self.conv is not None:
-            own = ("weight", "bias", "_mean", "_variance")
-            stem = [[f"conv.{i}.weight", *(f"conv.{i + 1}.{name}" for name in own)] for i in (0, 3, 6)]
-            names = [name for part in stem for name in part] + names
-        self.kept = KeptWeights(names)
 
     def forward(self, x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
-        result = self.in_one_call(x, height, width)
-        if result is not None:
-            return result
         maps = to_map(x, height, width) if self.conv is None else self.conv(x)
         return self.norm(to_tokens(self.proj(maps)))
-
-    # as it is, not converted for a static graph
-    @paddle.jit.not_to_static
-    def in_one_call(self, x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor | None:
-        """The same in evaluation, where the compiled operator can; else None."""
-        layers = [] if self.conv is None else list(self.conv)
-        # a batch norm of several processes, or one in training, computes by itself
-        if self.training or any(layer.training or not isinstance(layer, _OF_A_STEM) for layer in layers):
-            return None
-        weights = self.kept.addresses(self) if native.usable_for_inference(x) else None
-        if weights is None:
-            return None
-        convolutions = [layer for layer in (*layers, self.proj) if isinstance(layer, nn.Conv2D)]
-        return embedding(
-            x,
-            weights,
-            [(conv.weight.shape[2], conv._stride[0], conv.weight.shape[0]) for conv in convolutions],
-            height=int(height),
-            width=int(width),
-            batch_epsilon=layers[1]._epsilon if layers else 0.0,
-            epsilon=self.norm.epsilon,
-        )
 
 
 class GroupMamba(nn.Layer):
@@ -359,12 +256,13 @@ class GroupMamba(nn.Layer):
         in_channels: int,
     ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         rates = drop_path_rates(drop_path, sum(depths))
         before = in_channels
         for i, (width, depth, ratio) in enumerate(zip(channels, depths, mlp_ratios)):
             own = rates[sum(depths[:i]) : sum(depths[:i]) + depth]
             self.add_sublayer(f"patch_embed{i + 1}", Embedding(before, width, stem_width if i == 0 else None))
-            self.add_sublayer(f"block{i + 1}", Blocks(width, ratio, own, checkpointing))
+            self.add_sublayer(f"block{i + 1}", nn.LayerList([Block(width, ratio, rate) for rate in own]))
             self.add_sublayer(f"norm{i + 1}", LayerNorm(width, epsilon=1e-6))
             before = width
         self.post_network = nn.LayerList([ClassBlock(before, mlp_ratios[-1])])
@@ -374,6 +272,7 @@ class GroupMamba(nn.Layer):
         self.stage_channels = list(channels)
         self.stage_strides = [4 * 2**i for i in range(len(depths))]
         self.num_stages = len(depths)
+        self.one_call = OneCall(self)
         initialise(self)
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
@@ -385,6 +284,9 @@ class GroupMamba(nn.Layer):
 
     def _stages(self, x: Tensor) -> list[tuple[Tensor, int | Tensor, int | Tensor]]:
         """Tokens (N, H W, C), height and width at the end of each stage."""
+        results = self.one_call.stages(self, x)
+        if results is not None:
+            return results
         children = dict(self.named_children())
         results = []
         height, width = x.shape[2], x.shape[3]
@@ -393,7 +295,8 @@ class GroupMamba(nn.Layer):
             if i == 1:  # the stem
                 height, width = (height + 1) // 2, (width + 1) // 2
             height, width = (height + 1) // 2, (width + 1) // 2
-            x = children[f"block{i}"](x, height, width)
+            for block in children[f"block{i}"]:
+                x = checkpointed(block, x, height, width, enable=self.checkpointing)
             x = children[f"norm{i}"](x) if i < self.num_stages else x
             results.append((x, height, width))
         return results
@@ -418,7 +321,8 @@ class GroupMamba(nn.Layer):
         return both if self.training else (both[0] + both[1]) / 2
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return self._head(self._stages(x)[-1][0])
+        logits = self.one_call.logits(self, x)
+        return self._head(self._stages(x)[-1][0]) if logits is None else logits
 
     def layer_groups(self) -> list[tuple[str, list[str]]]:
         """(group, prefixes of its parameter names) from input to output; "head" is what depends on the class count."""

@@ -3,7 +3,7 @@
 from ppcls_ext.ops.batch_norm import batch_norm
 from ppcls_ext.ops.depthwise import depthwise_conv
 from ppcls_ext.ops.direct_conv import direct_conv
-from ppcls_ext.ops.group_mamba import embedding, group_mamba_blocks
+from ppcls_ext.ops.group_mamba import GroupMambaStage, group_mamba_network
 from ppcls_ext.ops.group_products import joined_products, parted_products, weighed
 from ppcls_ext.ops.large_depthwise import LargeDepthwiseConv2D, large_depthwise_conv
 from ppcls_ext.ops.layer_norm import gated_norm, layer_norm
@@ -14,14 +14,14 @@ from ppcls_ext.ops.selective_scan import cross_scan, linear_scan, scan_of_produc
 from ppcls_ext.ops.token_conv import token_conv
 
 __all__ = [
+    "GroupMambaStage",
     "LargeDepthwiseConv2D",
     "batch_norm",
     "cross_scan",
     "depthwise_conv",
     "direct_conv",
-    "embedding",
     "gated_norm",
-    "group_mamba_blocks",
+    "group_mamba_network",
     "joined_products",
     "large_depthwise_conv",
     "layer_norm",

@@ -25,8 +25,6 @@ struct Conv {
     int64_t image() const { return (height + 2 * padding()) * line(); }  // with the border
 };
 
-// sizes: N, channels, height and width of the input, 1 if it is (N, C, H, W) and 0 if it is (N, H W, C), the number of
-// convolutions, and of each: kernel, stride, channels out
 struct Chain {
     const int64_t* sizes;
     int64_t n() const { return sizes[0]; }
@@ -159,13 +157,10 @@ void convolve(const Conv& s, int64_t n, const float* x, const float* weight, con
 
 }  // namespace
 
-// How many values of memory embedding_forward needs
-extern "C" int64_t embedding_room(const int64_t* sizes) { return 2 * Chain{sizes}.buffer(); }
+int64_t embedding_room(const int64_t* sizes) { return 2 * Chain{sizes}.buffer(); }
 
-// weights: of each convolution but the last its weight (O, C, k, k) and the norm's weight, bias, mean and variance; of
-// the last weight, bias, and the layer norm's weight and bias. x -> y (N, H' W', C')
-extern "C" void embedding_forward(const int64_t* sizes, float batch_epsilon, float epsilon,
-                                  const float* const* weights, const float* x, float* room, float* y) {
+void embed(const int64_t* sizes, float batch_epsilon, float epsilon, const float* const* weights, const float* x,
+           float* room, float* y) {
     const Chain chain{sizes};
     const Conv start = chain.conv(0), last = chain.conv(chain.count() - 1);
     const float* const* ending = weights + (chain.count() - 1) * INNER_WEIGHTS;

@@ -1,10 +1,13 @@
-// The blocks of a stage of GroupMamba. In each: norm, scans of four groups of channels weighed by the channels' affinity, norm, product, and
-// the MLP with its depthwise convolution; both with what they are added to.
+// GroupMamba in evaluation, all of it. A block is norm, scans of four groups of channels weighed by the channels'
+// affinity, norm, product, and the MLP with its depthwise convolution; both with what they are added to.
 //
-// Few images pass through all of it together, so that what lies between the steps stays in the cache. Where the MLP of
+// Few images pass through a block together, so that what lies between the steps stays in the cache. Where the MLP of
 // one image is too large for that, rows of its map pass through the MLP one by one.
 
 #include <omp.h>
+
+#include <algorithm>
+#include <vector>
 
 #include "steps.h"
 
@@ -24,6 +27,7 @@ enum { PROJ = OF_GROUPS + GROUPS * OF_A_GROUP, PROJ_BIAS, AFTER, AFTER_BIAS, NOR
        MLP_CONV, MLP_CONV_BIAS, MLP2, MLP2_BIAS, OF_A_BLOCK };
 // and of the epsilons
 enum { NORM_EPSILON, OUT_EPSILON, AFTER_EPSILON, NORM2_EPSILON };
+constexpr int BLOCK_EPSILONS = 2, STAGE_EPSILON = 6;  // where they are among those of a network
 
 struct Shape {
     int64_t n, height, width, channels, rank, reduced, hidden, blocks;
@@ -197,6 +201,13 @@ void mlp(const Shape& s, int64_t n, const float* epsilon, const float* const* w,
     product(rows, s.hidden, s.channels, inside, w[MLP2], w[MLP2_BIAS], y, y);
 }
 
+int64_t room_of(const Shape& s) {
+    const int64_t n = s.together(), rows = n * s.length();
+    const int64_t scanned = rows * (5 * s.channels + GROUPS * (s.rank + 2)) + n * (2 * s.channels + s.reduced);
+    const int64_t mixed = rows * s.channels + mlp_room(s, n);
+    return scanned > mixed ? scanned : mixed;
+}
+
 // One block: x -> y, which may be x
 void block(const Shape& s, const float* epsilon, const float* const* w, const float* x, float* room, float* y) {
     for (int64_t image = 0; image < s.n; image += s.together()) {
@@ -218,22 +229,90 @@ void block(const Shape& s, const float* epsilon, const float* const* w, const fl
     }
 }
 
-}  // namespace
+// sizes: N, channels, H, W, classes, the number of stages, and of each: rank of the steps, channels inside of the
+// affinity and of the MLP, blocks, the number of convolutions of the way into it, and of each of these kernel, stride
+// and channels
+class Stages {
+  public:
+    explicit Stages(const int64_t* sizes)
+        : left(sizes[5]), own(sizes + 6), n(sizes[0]), channels(sizes[1]), height(sizes[2]), width(sizes[3]) {}
+    std::vector<int64_t> way;  // what embed wants
+    Shape shape{};
+    // The next stage; false after the last
+    bool next() {
+        if (left == 0) return false;
+        const int64_t count = own[4], *convolutions = own + 5;
+        way = {n, channels, height, width, shape.n == 0, count};
+        way.insert(way.end(), convolutions, convolutions + 3 * count);
+        for (const int64_t* c = convolutions; c < convolutions + 3 * count; c += 3) {
+            height = (height - 1) / c[1] + 1, width = (width - 1) / c[1] + 1;
+            channels = c[2];
+        }
+        shape = {n, height, width, channels, own[0], own[1], own[2], own[3]};
+        own = convolutions + 3 * count;
+        left--;
+        return true;
+    }
 
-// sizes: N, H, W, C, rank of the steps, channels of the affinity, of the MLP, blocks. How many values of memory
-// group_mamba_forward needs.
-extern "C" int64_t group_mamba_room(const int64_t* sizes) {
-    const Shape s = shape_of(sizes);
-    const int64_t n = s.together(), rows = n * s.length();
-    const int64_t scanned = rows * (5 * s.channels + GROUPS * (s.rank + 2)) + n * (2 * s.channels + s.reduced);
-    const int64_t mixed = rows * s.channels + mlp_room(s, n);
-    return scanned > mixed ? scanned : mixed;
+  private:
+    int64_t left;
+    const int64_t* own;
+    int64_t n, channels, height, width;
+};
+
+// The class block has one token of each image
+Shape of_class(const Shape& last) {
+    return {last.n, 1, 1, last.channels, last.rank, last.reduced, last.hidden, 1};
 }
 
-// x (N, H W, C) -> y = z + mlp(norm2(z)), z = x + after(proj(norm(scans(norm(x))))), and so on with y and the weights of
-// the next block. Null are the weights of `after` where there is no such norm, and those of the MLP's convolution.
-extern "C" void group_mamba_forward(const int64_t* sizes, const float* epsilon, const float* const* w, const float* x,
-                                    float* room, float* y) {
-    const Shape s = shape_of(sizes);
-    for (int64_t i = 0; i < s.blocks; i++) block(s, epsilon, w + i * OF_A_BLOCK, i ? y : x, room, y);
+// The mean of an image's tokens passes through a block, a norm and one head or two, whose mean is the result
+void logits_of(const Shape& last, int64_t classes, const float* epsilon, const float* const* norm,
+               const float* const* w, const float* x, float* room, float* logits) {
+    float *token = room, *second = token + last.n * last.channels, *rest = second + last.n * classes;
+    mean(last, last.n, x, token);
+    block(of_class(last), epsilon + BLOCK_EPSILONS, w, token, rest, token);
+    normalise(1, last.n, last.channels, epsilon[STAGE_EPSILON], token, norm, norm + 1, nullptr, token);
+    w += OF_A_BLOCK;
+    product(last.n, last.channels, classes, token, w[0], w[1], logits);
+    if (!w[2]) return;
+    product(last.n, last.channels, classes, token, w[2], w[3], second);
+    for (int64_t i = 0; i < last.n * classes; i++) logits[i] = (logits[i] + second[i]) / 2;
+}
+
+}  // namespace
+
+// How many values of memory group_mamba_forward needs
+extern "C" int64_t group_mamba_room(const int64_t* sizes) {
+    Stages stages(sizes);
+    int64_t most = 0;
+    while (stages.next()) {
+        const int64_t way = embedding_room(stages.way.data()), blocks = room_of(stages.shape);
+        most = std::max({most, way, blocks});
+    }
+    const Shape& last = stages.shape;
+    return std::max(most, last.n * (last.channels + sizes[4]) + room_of(of_class(last)));
+}
+
+// x (N, C, H, W) -> the tokens of each stage, all but the last normalised, and unless `logits` is null (N, classes).
+// weights: of each stage those of the way into it, of its blocks and of its norm; of_head: of the class block, and weight
+// and bias of the two heads, null where there is one. Null are in blocks the norm `after`, in the class block the MLP's
+// convolution. epsilons: of batch norm, of the way into a stage, of blocks, of the norm after a stage.
+extern "C" void group_mamba_forward(const int64_t* sizes, const float* epsilon, const float* const* weights,
+                                    const float* const* of_head, const float* x, float* room, float* const* tokens,
+                                    float* logits) {
+    Stages stages(sizes);
+    const Shape& s = stages.shape;
+    const float* const* norm = nullptr;
+    for (int64_t i = 0; stages.next(); i++) {
+        embed(stages.way.data(), epsilon[0], epsilon[1], weights, x, room, tokens[i]);
+        weights += 5 * (stages.way[5] - 1) + 4;
+        for (int64_t j = 0; j < s.blocks; j++, weights += OF_A_BLOCK)
+            block(s, epsilon + BLOCK_EPSILONS, weights, tokens[i], room, tokens[i]);
+        norm = weights, weights += 2;
+        if (i + 1 < sizes[5])
+            normalise(1, s.n * s.length(), s.channels, epsilon[STAGE_EPSILON], tokens[i], norm, norm + 1, nullptr,
+                      tokens[i]);
+        x = tokens[i];
+    }
+    if (logits) logits_of(s, sizes[4], epsilon, norm, of_head, x, room, logits);
 }
