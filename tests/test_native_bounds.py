@@ -22,7 +22,7 @@ COMPUTING = "not build and not compile and not bits and not thread and not proce
 def test_no_operator_touches_what_lies_beyond_its_tensors(side: str) -> None:
     if not native.install():
         pytest.skip(native.status())
-    files = [str(TESTS / f"test_native{name}.py") for name in ("", "_maps", "_tokens")]
+    files = [str(TESTS / f"test_native{name}.py") for name in ("", "_maps", "_tokens", "_inference")]
     path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "guarded_memory", "-k", COMPUTING, *files],

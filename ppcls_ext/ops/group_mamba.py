@@ -59,7 +59,7 @@ def group_mamba_network(
     logits = None if of_head is None else paddle.empty([n, classes], dtype="float32")
     library.group_mamba_room.restype = ctypes.c_int64
     room = paddle.empty([library.group_mamba_room(sizes)], dtype="float32")
-    places = (ctypes.c_void_p * len(results))(*(tokens.data_ptr() for tokens, _, _ in results))
+    places = (ctypes.c_void_p * len(results))(*(native.pointer(tokens) for tokens, _, _ in results))
     steps = (ctypes.c_float * len(epsilons))(*epsilons)
     given = native.pointer(x), native.pointer(room), places, native.pointer(logits)
     library.group_mamba_forward(sizes, steps, weights, of_head, *given)

@@ -1,5 +1,7 @@
 // Matrix products of tokens, several of one shape at once, each with what follows it: bias, products with maps, a sum.
 
+#include <omp.h>
+
 #include "steps.h"
 #include "tiles.h"
 
@@ -27,7 +29,7 @@ void pack(const ProductShape& s, const float* w, int64_t column, float* to) {
     for (int64_t k = 0; k < s.inner; k++, to += WIDTH) {
         const float* from = w + k * s.w_inner + column * s.w_column;
         if (left >= WIDTH && s.w_column == 1) {
-            for (int i = 0; i < WIDTH; i += 16) __builtin_prefetch(from + AHEAD * s.w_inner + i);
+            for (int i = 15; i < WIDTH; i += 16) __builtin_prefetch(from + AHEAD * s.w_inner + i);
             std::memcpy(to, from, WIDTH * sizeof(float));
         } else {
             for (int i = 0; i < WIDTH; i++) to[i] = i < left ? from[i * s.w_column] : 0.0f;
@@ -78,26 +80,30 @@ void finish(const ProductShape& s, const Product& p, const float* sums, int64_t 
     }
 }
 
+// The rows from `first` to `end` past a panel; `next`: weights that will be packed next, or null
 template <int VECTORS>
-void chunk(const ProductShape& s, const Product& p, int64_t first, int64_t end, int64_t column) {
-    float* panel = scratch.of(s.inner * VECTORS * LANES);
-    pack<VECTORS * LANES>(s, p.w, column, panel);
-    const int64_t next = column + VECTORS * LANES;
-    const bool fetch = s.w_column == 1 && next + VECTORS * LANES <= s.columns;
-    all_tiles<VECTORS>(end - first, {s.inner, s.x_row}, p.x + first * s.x_row, panel, fetch ? p.w + next : nullptr,
-                       s.w_inner,
+void pass(const ProductShape& s, const Product& p, int64_t first, int64_t end, int64_t column, const float* panel,
+          int64_t panel_step, const float* next) {
+    all_tiles<VECTORS>(end - first, {s.inner, s.x_row, 1, 0, panel_step}, p.x + first * s.x_row, panel, next, s.w_inner,
                        [&](const float* sums, int64_t row, int64_t rows) {
                            finish<VECTORS>(s, p, sums, first + row, rows, column);
                        });
 }
 
-// All rows past a panel that is packed
+// The same with the panel as it lies where few rows pass by it, else packed, unless it is so from the call before;
+// whether it is packed now
 template <int VECTORS>
-void tiles_of_panel(const ProductShape& s, const Product& p, const float* panel, int64_t column) {
-    all_tiles<VECTORS>(s.rows, {s.inner, s.x_row}, p.x, panel, nullptr, 0,
-                       [&](const float* sums, int64_t row, int64_t rows) {
-                           finish<VECTORS>(s, p, sums, row, rows, column);
-                       });
+bool chunk(const ProductShape& s, const Product& p, int64_t first, int64_t end, int64_t column, bool packed = false) {
+    const int64_t next = column + VECTORS * LANES;
+    if (end - first <= ROWS && s.w_column == 1 && next <= s.columns) {
+        pass<VECTORS>(s, p, first, end, column, p.w + column, s.w_inner, nullptr);
+        return packed;
+    }
+    float* panel = scratch.of(s.inner * VECTORS * LANES);
+    if (!packed) pack<VECTORS * LANES>(s, p.w, column, panel);
+    const bool fetch = s.w_column == 1 && next + VECTORS * LANES <= s.columns;
+    pass<VECTORS>(s, p, first, end, column, panel, 0, fetch ? p.w + next : nullptr);
+    return true;
 }
 
 int64_t panels_of(const ProductShape& s) { return (s.columns + panel_columns(s) - 1) / panel_columns(s); }
@@ -132,24 +138,33 @@ void multiply_packed(const ProductShape& s, const Product& p) {
     for (int64_t column = 0; column < s.columns; column += width) {
         const float* panel = p.w + column * s.inner;
         if (width == LANES)
-            tiles_of_panel<1>(s, p, panel, column);
+            pass<1>(s, p, 0, s.rows, column, panel, 0, nullptr);
         else
-            tiles_of_panel<2>(s, p, panel, column);
+            pass<2>(s, p, 0, s.rows, column, panel, 0, nullptr);
     }
 }
 
 void multiply(const ProductShape& s, const Product* products, int64_t count) {
     const int64_t width = panel_columns(s), panels = panels_of(s);
     const int64_t chunks = chunks_of(s.rows, count * panels, (s.rows + ROWS - 1) / ROWS);
+    // many rows: all panels pass by some, which stay in the cache; few: all of these pass by a panel
+    const bool by_rows = s.rows > CHUNK;
+    const int64_t items = count * chunks * panels;
     // threads take 10 us to wake
-#pragma omp parallel for schedule(static) if (count * s.rows * s.inner * s.columns >= 500000)
-    for (int64_t item = 0; item < count * chunks * panels; item++) {
-        const int64_t own = item / (chunks * panels), part = item / panels % chunks, column = item % panels * width;
-        const int64_t first = s.rows * part / chunks, end = s.rows * (part + 1) / chunks;
-        if (width == LANES)
-            chunk<1>(s, products[own], first, end, column);
-        else
-            chunk<2>(s, products[own], first, end, column);
+#pragma omp parallel if (count * s.rows * s.inner * s.columns >= 500000)
+    {
+        const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        int64_t packed = -1;
+        for (int64_t item = items * thread / threads; item < items * (thread + 1) / threads; item++) {
+            const int64_t own = item / (chunks * panels), left = item % (chunks * panels);
+            const int64_t part = by_rows ? left / panels : left % chunks, panel = by_rows ? left % panels : left / chunks;
+            const int64_t first = s.rows * part / chunks, end = s.rows * (part + 1) / chunks;
+            const int64_t wanted = own * panels + panel;
+            const bool now = width == LANES
+                                 ? chunk<1>(s, products[own], first, end, panel * width, packed == wanted)
+                                 : chunk<2>(s, products[own], first, end, panel * width, packed == wanted);
+            packed = now ? wanted : -1;
+        }
     }
 }
 

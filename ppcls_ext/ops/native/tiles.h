@@ -10,8 +10,9 @@ constexpr int64_t CHUNK = 256;              // rows that one thread takes past a
 constexpr int64_t ITEMS = 12;               // of work, at least, so that threads share it evenly
 
 // The rows of one side: x_row values apart; each consists of runs of `inner` values that begin run_step values apart.
+// panel_step: what lies between the rows of a panel that is not packed, 0 for one that is.
 struct Rows {
-    int64_t inner, x_row, runs = 1, run_step = 0;
+    int64_t inner, x_row, runs = 1, run_step = 0, panel_step = 0;
 };
 
 // In how many chunks threads take `rows` past `panels`, and how many chunks there can be at the most
@@ -31,8 +32,9 @@ struct Ahead {
 template <int VECTORS, int R>
 void tile(const Rows& s, const float* x, const float* panel, Ahead ahead, float* to) {
     vec sums[R][VECTORS] = {};
+    const int64_t step = s.panel_step ? s.panel_step : VECTORS * LANES;
     for (int64_t run = 0; run < s.runs; run++, x += s.run_step)
-        for (int64_t k = 0; k < s.inner; k++, panel += VECTORS * LANES, ahead.line += ahead.step) {
+        for (int64_t k = 0; k < s.inner; k++, panel += step, ahead.line += ahead.step) {
             __builtin_prefetch(ahead.line, 0, 2);
             vec w[VECTORS];
 #pragma GCC unroll 2
@@ -67,8 +69,9 @@ void all_tiles(int64_t rows, const Rows& s, const float* x, const float* panel, 
     for (int64_t i = 0; i < tiles; i++) {
         const int64_t row = rows * i / tiles, end = rows * (i + 1) / tiles;
         alignas(64) float sums[ROWS * VECTORS * LANES];
-        const bool fetch = next && i < VECTORS;  // one line of every row with each of the first tiles
-        const Ahead ahead{fetch ? next + i * LANES : panel, fetch ? next_step : 0};
+        // one line of every row with each of the first tiles, that of a vector's end: the first came with this panel
+        const bool fetch = next && i < VECTORS;
+        const Ahead ahead{fetch ? next + (i + 1) * LANES - 1 : panel, fetch ? next_step : 0};
         tile_of<VECTORS, ROWS>(end - row, s, x + row * s.x_row, panel, ahead, sums);
         finish(sums, row, end - row);
     }
