@@ -90,7 +90,9 @@ class OneCall:
         return group_mamba_network(x, weights, self._epsilons, self._stages, of_head, self._classes)[1]
 
     def _usable(self, network: GroupMamba, x: Tensor) -> ctypes.Array | None:
-        if network.training or not native.usable_for_inference(x) or x.shape[1:2] != [self._channels]:
+        if network.training or not native.usable_for_inference(x):
+            return None
+        if len(x.shape) != 4 or x.shape[1] != self._channels:  # for Paddle's refusal
             return None
         if any(len(getattr(network, f"block{i + 1}")) != stage.blocks for i, stage in enumerate(self._stages)):
             return None

@@ -29,11 +29,10 @@ class KeptWeights:
         That is in training, where a gradient is wanted of a weight, where one is not float32, and where a part has a
         hook, or a forward, class or shape of its own, which one call for all would pass by.
         """
-        for held, name, part in self._parts:
-            if held.get(name) is not part:
-                if not self._find(layer):
-                    return None
-                break
+        if any(held.get(name) is not part for held, name, part in self._parts) or not self._whole:
+            self._find(layer)
+        if not self._whole:
+            return None
         for (_, _, part), kind in zip(self._parts, self._kinds):
             if part.training or part._forward_pre_hooks or part._forward_post_hooks or type(part) is not kind:
                 return None
@@ -45,7 +44,7 @@ class KeptWeights:
         for i, at in enumerate(self._tensors):
             if at is None:
                 continue
-            tensor = at[0][at[1]]
+            tensor = at[0].get(at[1])
             if tensor is not known[i]:
                 if tensor is None or tensor.shape != self._shapes[i]:
                     return None
@@ -56,8 +55,9 @@ class KeptWeights:
             result[i] = tensor.data_ptr()
         return result
 
-    def _find(self, layer: nn.Layer) -> bool:
-        """Whether every part and tensor is there."""
+    def _find(self, layer: nn.Layer) -> None:
+        """Where each part and tensor is held; `_whole`: all are there."""
+        self._whole = False
         parts: dict[str, tuple[dict, str, nn.Layer]] = {}
         self._parts: list[tuple[dict, str, nn.Layer]] = []
         self._tensors: list[tuple[dict, str] | None] = []
@@ -72,13 +72,13 @@ class KeptWeights:
             for i, piece in enumerate(path):
                 held = holder._sub_layers
                 if held.get(piece) is None:
-                    return False
+                    return
                 holder = held[piece]
                 parts[".".join(path[: i + 1])] = (held, piece, holder)
             if last is not None:
                 held = holder._parameters if last in holder._parameters else holder._buffers
                 if last not in held:
-                    return False
+                    return
                 self._tensors.append((held, last))
         self._parts = list(parts.values())
-        return True
+        self._whole = True
