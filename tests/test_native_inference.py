@@ -11,7 +11,7 @@ import pytest
 from paddle import nn
 
 from ppcls_ext import create_model
-from ppcls_ext.backbones.groupmamba import GroupMamba, groupmamba
+from ppcls_ext.backbones.groupmamba import Embedding, GroupMamba, groupmamba
 from ppcls_ext.layers import LayerNorm, Linear
 from ppcls_ext.ops import layer_norm, linear, native
 
@@ -204,6 +204,10 @@ def test_values_that_are_not_finite_stay_so(built: None) -> None:
     with paddle.no_grad():
         for y in (layer(x), norm(x)):
             np.testing.assert_array_equal(np.isnan(y.numpy()).any((0, 2)), np.arange(9) == 4)
+        maps = paddle.ones([1, 24 * 24, 4])
+        maps[0, 9 * 24 + 9, 1] = float("inf")  # at odd places: in two windows of three each way
+        y = drawn(Embedding(4, 16))(maps, 24, 24).numpy()
+        assert (~np.isfinite(y)).all(2).sum() == (~np.isfinite(y)).any(2).sum() == 4
         network, x = drawn(groupmamba(8, [16, 32], [1, 1], [2, 2], 5)), paddle.randn([3, 3, 40, 52])
         x[1, 2, 17, 30] = float("nan")
         np.testing.assert_array_equal(np.isnan(network(x).numpy()).all(1), [False, True, False])

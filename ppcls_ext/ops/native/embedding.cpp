@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t TOGETHER = 784;  // places of the result: so many images at once that weights are packed for them all
 constexpr int CONV = 3;            // sizes of a convolution
 constexpr int INNER_WEIGHTS = 5;   // tensors of a convolution with its batch norm
+constexpr int LAST_WEIGHTS = 4;    // of the last with its layer norm
 
 thread_local Scratch scratch, kept;
 
@@ -158,6 +159,8 @@ void convolve(const Conv& s, int64_t n, const float* x, const float* weight, con
 }  // namespace
 
 int64_t embedding_room(const int64_t* sizes) { return 2 * Chain{sizes}.buffer(); }
+
+int64_t embedding_weights(const int64_t* sizes) { return (Chain{sizes}.count() - 1) * INNER_WEIGHTS + LAST_WEIGHTS; }
 
 void embed(const int64_t* sizes, float batch_epsilon, float epsilon, const float* const* weights, const float* x,
            float* room, float* y) {

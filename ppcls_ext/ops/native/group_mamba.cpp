@@ -305,7 +305,7 @@ extern "C" void group_mamba_forward(const int64_t* sizes, const float* epsilon, 
     const float* const* norm = nullptr;
     for (int64_t i = 0; stages.next(); i++) {
         embed(stages.way.data(), epsilon[0], epsilon[1], weights, x, room, tokens[i]);
-        weights += 5 * (stages.way[5] - 1) + 4;
+        weights += embedding_weights(stages.way.data());
         for (int64_t j = 0; j < s.blocks; j++, weights += OF_A_BLOCK)
             block(s, epsilon + BLOCK_EPSILONS, weights, tokens[i], room, tokens[i]);
         norm = weights, weights += 2;
