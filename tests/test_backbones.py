@@ -104,6 +104,23 @@ def test_gradients_reach_every_trainable_parameter(build: Callable[..., nn.Layer
     assert not [key for key in without if not any(fnmatchcase(key, pattern) for pattern in WITHOUT_GRADIENT)]
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_hook_on_any_layer_sees_what_it_computes(build: Callable[..., nn.Layer], training: bool) -> None:
+    network = build(num_classes=7)
+    network.train() if training else network.eval()
+    seen: set[str] = set()
+
+    def see(name: str) -> Callable[..., None]:
+        return lambda *_: seen.add(name)
+
+    # what holds others may leave it to its holder to call them
+    leaves = {name: layer for name, layer in network.named_sublayers() if not layer._sub_layers}
+    for name, layer in leaves.items():
+        layer.register_forward_post_hook(see(name))
+    network(images(4))
+    assert leaves.keys() == seen
+
+
 def test_a_sample_does_not_depend_on_its_batch_in_evaluation(build: Callable[..., nn.Layer]) -> None:
     network = lively(build(num_classes=7))
     network.eval()

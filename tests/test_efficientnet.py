@@ -13,7 +13,6 @@ from paddle import nn
 
 from ppcls_ext import create_model
 from ppcls_ext.errors import Refused
-from ppcls_ext.layers import DropPath
 
 
 @pytest.mark.parametrize(
@@ -72,10 +71,11 @@ def test_batch_norms_have_the_constants_of_their_graph(name: str, padding: str, 
 
 def test_the_drop_rate_rises_over_the_blocks_and_spares_those_without_a_residual() -> None:
     network = create_model("EfficientNetB0", drop_path=0.32)
-    rates = [layer.rate for layer in network.sublayers() if isinstance(layer, DropPath)]
-    residual = [block.residual for stage in network.blocks for block in stage]
-    assert len(rates) == 16 and sum(residual) == 9
-    assert rates == pytest.approx([0.02 * i * residual[i] for i in range(16)])
+    blocks = [block for stage in network.blocks for block in stage]
+    assert len(blocks) == 16 and sum(block.residual for block in blocks) == 9
+    rates = [block.drop_path.rate if block.residual else block.drop_path for block in blocks]
+    expected = [0.02 * i if block.residual else None for i, block in enumerate(blocks)]
+    assert rates == pytest.approx(expected)
 
 
 def test_the_lite_members_have_neither_squeeze_nor_swish() -> None:

@@ -110,7 +110,7 @@ class PlainBlock(nn.Layer):
         self.conv_pw = PointwiseConv2D(in_channels, out_channels)
         self.bn2 = style.norm(out_channels)
         self.residual = stride == 1 and in_channels == out_channels
-        self.drop_path = DropPath(drop if self.residual else 0.0)
+        self.drop_path = DropPath(drop) if self.residual else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.se(normalised(self.bn1, self.conv_dw(x), self.act1))
@@ -143,7 +143,7 @@ class ExpandingBlock(nn.Layer):
         self.conv_pwl = PointwiseConv2D(hidden, out_channels)
         self.bn3 = style.norm(out_channels)
         self.residual = stride == 1 and in_channels == out_channels
-        self.drop_path = DropPath(drop if self.residual else 0.0)
+        self.drop_path = DropPath(drop) if self.residual else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = normalised(self.bn1, self.conv_pw(x), self.act1)

@@ -15,6 +15,7 @@ sqrt(2 / fan-out of a group), no bias; the scans' steps are spread between 0.001
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import paddle
@@ -33,6 +34,7 @@ from ppcls_ext.layers import (
     Sequential,
     checkpointed,
     drop_path_rates,
+    is_plain,
     require_positive,
 )
 from ppcls_ext.ops import (
@@ -114,9 +116,7 @@ class GroupMambaLayer(nn.Layer):
             return self.proj(self.norm(weighed(mixed(groups, x, height, width), x, affinity * self.skip_scale)))
         parts = [group.in_proj(part) for group, part in zip(groups, paddle.split(x, GROUPS, 2))]
         inner, gate = paddle.split(paddle.stack(parts), 2, 3)  # (4, N, H W, C / 4)
-        weight = paddle.stack([group.conv2d.weight.squeeze(1) for group in groups])  # (4, C / 4, 3, 3)
-        bias = paddle.stack([group.conv2d.bias for group in groups])
-        maps = token_conv(inner, weight, bias, height, width, "silu")
+        maps = convolved([group.conv2d for group in groups], inner, height, width, "silu")
         scanned = scan(groups, maps, height, width)
         pairs = zip(groups, paddle.unbind(scanned, 0), paddle.unbind(F.silu(gate), 0))
         merged = paddle.concat([group.out_proj(group.out_norm(y) * z) for group, y, z in pairs], 2)
@@ -124,9 +124,30 @@ class GroupMambaLayer(nn.Layer):
 
 
 def are_plain(groups: list[SS2D]) -> bool:
-    """Whether no part has a hook or a forward of its own, which operators for all groups at once would pass by."""
-    parts = [part for group in groups for part in (group.in_proj, group.conv2d, group.out_norm, group.out_proj)]
-    return not any(p._forward_pre_hooks or p._forward_post_hooks or "forward" in p.__dict__ for p in parts)
+    """Whether operators for all groups at once may do the work of their parts."""
+    return all(
+        is_plain(group.in_proj, Linear)
+        and is_plain(group.conv2d, DepthwiseConv2D)
+        and is_plain(group.out_norm, LayerNorm)
+        and is_plain(group.out_proj, Linear)
+        for group in groups
+    )
+
+
+def convolved(
+    convolutions: list[nn.Layer],
+    x: Tensor,
+    height: int | Tensor,
+    width: int | Tensor,
+    activation: Literal["silu", "gelu"],
+) -> Tensor:
+    """One convolution for each set of tokens, and the activation: (S, N, H W, C) -> (S, N, H W, C)."""
+    if all(is_plain(convolution, DepthwiseConv2D) for convolution in convolutions):
+        weight = paddle.stack([convolution.weight.squeeze(1) for convolution in convolutions])  # (S, C, 3, 3)
+        bias = paddle.stack([convolution.bias for convolution in convolutions])
+        return token_conv(x, weight, bias, height, width, activation)
+    maps = [convolution(to_map(own, height, width)) for convolution, own in zip(convolutions, paddle.unbind(x, 0))]
+    return getattr(F, activation)(paddle.stack([to_tokens(own) for own in maps]))
 
 
 def mixed(groups: list[SS2D], x: Tensor, height: int, width: int) -> Tensor:
@@ -182,9 +203,7 @@ class ConvMLP(nn.Layer):
         x = self.fc1(x)
         if self.dwconv is None:
             return self.fc2(F.gelu(x))
-        conv = self.dwconv["dwconv"]
-        weight, bias = conv.weight.squeeze(1).unsqueeze(0), conv.bias.unsqueeze(0)  # one set of weights
-        return self.fc2(token_conv(x.unsqueeze(0), weight, bias, height, width, "gelu").squeeze(0))
+        return self.fc2(convolved([self.dwconv["dwconv"]], x.unsqueeze(0), height, width, "gelu").squeeze(0))
 
 
 class Block(nn.Layer):

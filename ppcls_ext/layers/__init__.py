@@ -9,6 +9,7 @@ from ppcls_ext.layers.initial import fill_convolutions, fill_like_pytorch
 from ppcls_ext.layers.kept import KeptWeights
 from ppcls_ext.layers.normalised import Sequential, normalised
 from ppcls_ext.layers.permute import PermuteChannels, shuffled
+from ppcls_ext.layers.plain import is_plain
 from ppcls_ext.layers.pooling import GlobalMean, MaxPool2D, global_mean
 from ppcls_ext.layers.sizes import make_divisible, require_positive
 
@@ -31,6 +32,7 @@ __all__ = [
     "fill_convolutions",
     "fill_like_pytorch",
     "global_mean",
+    "is_plain",
     "make_divisible",
     "normalised",
     "require_positive",

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import paddle
 from paddle import Tensor, nn
 
+from ppcls_ext.layers.plain import is_plain
+
 
 class KeptWeights:
     """The tensors of a layer and its parts by name, looked up once: a network has a thousand, and a look-up takes 2 us.
@@ -34,9 +36,7 @@ class KeptWeights:
         if not self._whole:
             return None
         for (_, _, part), kind in zip(self._parts, self._kinds):
-            if part.training or part._forward_pre_hooks or part._forward_post_hooks or type(part) is not kind:
-                return None
-            if "forward" in part.__dict__:
+            if part.training or not is_plain(part, kind):
                 return None
         gradients = paddle.is_grad_enabled()
         result = (ctypes.c_void_p * len(self._tensors))()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import paddle
 from paddle import Tensor, nn
 
+from ppcls_ext.layers.plain import is_plain
 from ppcls_ext.ops import batch_norm, native
 from ppcls_ext.ops.batch_norm import AFTER_AN_ADDITION
 
@@ -45,7 +46,7 @@ class Sequential(nn.Sequential):
         layers = [*self._sub_layers.values()]
         steps: list[tuple[nn.Layer, nn.Layer | None, bool]] = []
         for layer in layers:
-            if steps and steps[-1][1] is None and isinstance(layer, tuple(_NAMES)) and _is_plain(steps[-1][0]):
+            if steps and steps[-1][1] is None and isinstance(layer, tuple(_NAMES)) and _is_of_maps(steps[-1][0]):
                 steps[-1] = steps[-1][0], layer, False
             else:
                 steps.append((layer, None, False))
@@ -59,7 +60,7 @@ class Sequential(nn.Sequential):
 @paddle.jit.not_to_static
 def _compiled(norm: nn.Layer, x: Tensor, activation: nn.Layer | None, added: Tensor | None) -> str | None:
     """The compiled operator's name of the activation, where it can do all of it; else None."""
-    if not _is_plain(norm) or not norm.training or norm._use_global_stats or _hooked(norm):
+    if not _is_of_maps(norm) or not is_plain(norm, nn.BatchNorm2D) or not norm.training or norm._use_global_stats:
         return None
     if norm.weight is None or norm.bias is None or not native.usable(x, norm.weight, norm.bias, added):
         return None
@@ -69,7 +70,7 @@ def _compiled(norm: nn.Layer, x: Tensor, activation: nn.Layer | None, added: Ten
     return name if added is None or (name in AFTER_AN_ADDITION and added.shape == shape) else None
 
 
-def _is_plain(layer: nn.Layer) -> bool:
+def _is_of_maps(layer: nn.Layer) -> bool:
     """Whether it is Paddle's own batch norm of maps, and not one of all processes."""
     return type(layer) is nn.BatchNorm2D and layer._data_format == "NCHW"
 
@@ -78,11 +79,6 @@ def _name(activation: nn.Layer | None) -> str | None:
     """The compiled operator's name of what it computes as this layer does; else None."""
     if activation is None:
         return "none"
-    if _hooked(activation) or (type(activation) is nn.GELU and activation._approximate):
+    if not is_plain(activation, type(activation)) or (type(activation) is nn.GELU and activation._approximate):
         return None
     return _NAMES.get(type(activation))
-
-
-def _hooked(layer: nn.Layer) -> bool:
-    """Whether somebody wants to see what this very layer computes."""
-    return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
