@@ -88,9 +88,9 @@ def images(n: int = 2, channels: int = 3, height: int = 64, width: int = 64) -> 
     return paddle.to_tensor(draw.normal(size=(n, channels, height, width)).astype(np.float32))
 
 
-def lively(network: nn.Layer) -> nn.Layer:
+def lively(network: nn.Layer, seed: int = 0) -> nn.Layer:
     """The network with weights and statistics that keep signals of size 1, so that differences show in the logits."""
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     for parameter in network.parameters():
         if parameter.trainable and parameter.ndim > 1:
             # (out, in, k, l) of a convolution, (in, out) of a linear layer

@@ -95,13 +95,17 @@ def test_shapes_are_what_the_network_says(build: Callable[..., nn.Layer]) -> Non
 
 
 def test_gradients_reach_every_trainable_parameter(build: Callable[..., nn.Layer]) -> None:
-    network = lively(build(num_classes=7))
-    network.train()
-    outputs = network(images(4))
-    heads = outputs if isinstance(outputs, tuple) else (outputs,)
-    sum((logits * images(4, 7, 1, 1).flatten(1)).sum() for logits in heads).backward()
-    without = [key for key, p in network.named_parameters() if p.trainable and not np.any(p.grad.numpy())]
-    assert not [key for key in without if not any(fnmatchcase(key, pattern) for pattern in WITHOUT_GRADIENT)]
+    def without(seed: int) -> set[str]:
+        network = lively(build(num_classes=7), seed)
+        network.train()
+        outputs = network(images(4))
+        heads = outputs if isinstance(outputs, tuple) else (outputs,)
+        sum((logits * images(4, 7, 1, 1).flatten(1)).sum() for logits in heads).backward()
+        names = {key for key, p in network.named_parameters() if p.trainable and not np.any(p.grad.numpy())}
+        return {key for key in names if not any(fnmatchcase(key, pattern) for pattern in WITHOUT_GRADIENT)}
+
+    # the four ReLUs of an affinity may all be dead with one draw of the weights
+    assert not (without(0) and without(0) & without(1))
 
 
 @pytest.mark.parametrize("training", [False, True])
