@@ -15,7 +15,7 @@ constexpr int CONV = 3;            // sizes of a convolution
 constexpr int INNER_WEIGHTS = 5;   // tensors of a convolution with its batch norm
 constexpr int LAST_WEIGHTS = 4;    // of the last with its layer norm
 
-thread_local Scratch scratch, kept;
+thread_local Scratch kept;
 
 struct Conv {
     int64_t channels, height, width, kernel, stride, out_channels;
@@ -24,6 +24,11 @@ struct Conv {
     int64_t out_width() const { return (width + 2 * padding() - kernel) / stride + 1; }
     int64_t line() const { return (width + 2 * padding()) * channels; }
     int64_t image() const { return (height + 2 * padding()) * line(); }  // with the border
+    // The output channels come in panels of so many
+    int64_t panel_channels() const { return out_channels <= LANES ? LANES : 2 * LANES; }
+    int64_t panels() const { return (out_channels + panel_channels() - 1) / panel_channels(); }
+    int64_t inner() const { return kernel * kernel * channels; }
+    int64_t packed() const { return panels() * panel_channels() * inner(); }
 };
 
 struct Chain {
@@ -54,6 +59,11 @@ struct Chain {
         int64_t most = 0;
         for (int64_t i = 0; i < count(); i++) most = conv(i).image() > most ? conv(i).image() : most;
         return together() * most;
+    }
+    int64_t packed() const {
+        int64_t result = 0;
+        for (int64_t i = 0; i < count(); i++) result += conv(i).packed();
+        return result;
     }
 };
 
@@ -101,23 +111,27 @@ void bring_in(const Conv& s, int64_t n, bool maps, const float* x, float* to) {
     }
 }
 
-// (out, in, k, k) -> (k, k, in, WIDTH), 0 beyond the last channel
-template <int WIDTH>
-void pack(const Conv& s, const float* weight, int64_t column, float* to) {
-    const int64_t taps = s.kernel * s.kernel, own = s.channels * taps;
-    for (int64_t c = 0; c < s.channels; c++)
-        for (int64_t i = 0; i < WIDTH; i++) {
-            const bool there = column + i < s.out_channels;
-            const float* from = weight + (column + i) * own + c * taps;
-            for (int64_t t = 0; t < taps; t++) to[(t * s.channels + c) * WIDTH + i] = there ? from[t] : 0.0f;
+// (out, in, k, k) -> of each panel (k, k, in, its channels), 0 beyond the last channel
+void pack(const Conv& s, const float* weight, float* to) {
+    const int64_t width = s.panel_channels(), taps = s.kernel * s.kernel, inner = s.inner();
+#pragma omp parallel for schedule(static) if (s.packed() >= 65536)
+    for (int64_t column = 0; column < s.panels() * width; column += LANES) {
+        float* own = to + column / width * width * inner + column % width;
+        for (int64_t first = 0; first < inner; first += LANES) {
+            const int count = lanes(inner - first);
+            vec block[LANES];
+            for (int64_t i = 0; i < LANES; i++)
+                block[i] = column + i < s.out_channels ? load(weight + (column + i) * inner + first, count) : vec{};
+            transpose(block);
+            for (int64_t i = 0; i < count; i++)
+                store(own + ((first + i) % taps * s.channels + (first + i) / taps) * width, block[i]);
         }
+    }
 }
 
 template <int VECTORS>
-void rows(const Conv& s, int64_t first, int64_t end, int64_t column, const float* x, const float* weight,
+void rows(const Conv& s, int64_t first, int64_t end, int64_t column, const float* x, const float* panel,
           const float* scale, const float* shift, bool relu, const Places& places) {
-    float* panel = scratch.of(s.kernel * s.kernel * s.channels * VECTORS * LANES);
-    pack<VECTORS * LANES>(s, weight, column, panel);
     const Rows shape{s.kernel * s.channels, s.stride * s.channels, s.kernel, s.line()};
     for (int64_t row = first; row < end; row++) {
         const int64_t image = row / s.out_height(), y = row % s.out_height();
@@ -139,26 +153,26 @@ void rows(const Conv& s, int64_t first, int64_t end, int64_t column, const float
     }
 }
 
-// x with its border -> relu(conv scale + shift); without a scale conv + shift
-void convolve(const Conv& s, int64_t n, const float* x, const float* weight, const float* scale, const float* shift,
+// x with its border -> relu(conv scale + shift) with packed weights; without a scale conv + shift
+void convolve(const Conv& s, int64_t n, const float* x, const float* packed, const float* scale, const float* shift,
               const Places& places) {
-    const bool narrow = s.out_channels <= LANES;
-    const int64_t width = narrow ? LANES : 2 * LANES, panels = (s.out_channels + width - 1) / width;
+    const int64_t width = s.panel_channels(), panels = s.panels();
     const int64_t lines = n * s.out_height(), chunks = chunks_of(lines * s.out_width(), panels, lines);
 #pragma omp parallel for schedule(static)
     for (int64_t item = 0; item < chunks * panels; item++) {
         const int64_t part = item / panels, column = item % panels * width;
         const int64_t first = lines * part / chunks, end = lines * (part + 1) / chunks;
-        if (narrow)
-            rows<1>(s, first, end, column, x, weight, scale, shift, scale != nullptr, places);
+        const float* panel = packed + column * s.inner();
+        if (width == LANES)
+            rows<1>(s, first, end, column, x, panel, scale, shift, scale != nullptr, places);
         else
-            rows<2>(s, first, end, column, x, weight, scale, shift, scale != nullptr, places);
+            rows<2>(s, first, end, column, x, panel, scale, shift, scale != nullptr, places);
     }
 }
 
 }  // namespace
 
-int64_t embedding_room(const int64_t* sizes) { return 2 * Chain{sizes}.buffer(); }
+int64_t embedding_room(const int64_t* sizes) { return Chain{sizes}.packed() + 2 * Chain{sizes}.buffer(); }
 
 int64_t embedding_weights(const int64_t* sizes) { return (Chain{sizes}.count() - 1) * INNER_WEIGHTS + LAST_WEIGHTS; }
 
@@ -167,9 +181,13 @@ void embed(const int64_t* sizes, float batch_epsilon, float epsilon, const float
     const Chain chain{sizes};
     const Conv start = chain.conv(0), last = chain.conv(chain.count() - 1);
     const float* const* ending = weights + (chain.count() - 1) * INNER_WEIGHTS;
+    float* packed = room;
+    for (int64_t i = 0; i < chain.count(); packed += chain.conv(i++).packed())
+        pack(chain.conv(i), weights[i * INNER_WEIGHTS], packed);
     for (int64_t image = 0; image < chain.n(); image += chain.together()) {
         const int64_t n = image + chain.together() < chain.n() ? chain.together() : chain.n() - image;
-        float *from = room, *to = room + chain.buffer();
+        float *from = packed, *to = from + chain.buffer();
+        const float* own_packed = room;
         bring_in(start, n, chain.maps(), x + image * start.channels * start.height * start.width, from);
         for (int64_t i = 0; i + 1 < chain.count(); i++) {
             const Conv own = chain.conv(i), next = chain.conv(i + 1);
@@ -180,12 +198,13 @@ void embed(const int64_t* sizes, float batch_epsilon, float epsilon, const float
                 shift[c] = given[2][c] - given[3][c] * scale[c];
             }
             clear_border(next, n, to);
-            convolve(own, n, from, given[0], scale, shift, inside(&next, own, to));
+            convolve(own, n, from, own_packed, scale, shift, inside(&next, own, to));
+            own_packed += own.packed();
             float* free = from;
             from = to, to = free;
         }
         float* result = y + image * chain.places() * last.out_channels;
-        convolve(last, n, from, ending[0], nullptr, ending[1], inside(nullptr, last, result));
+        convolve(last, n, from, own_packed, nullptr, ending[1], inside(nullptr, last, result));
         normalise(1, n * chain.places(), last.out_channels, epsilon, result, ending + 2, ending + 3, nullptr, result);
     }
 }

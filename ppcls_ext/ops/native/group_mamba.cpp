@@ -17,6 +17,7 @@ constexpr int64_t GROUPS = 4;
 constexpr int64_t TOGETHER = 784;  // tokens: so many images at once that weights are packed for them all
 constexpr int64_t BANDED = 512 * 1024;  // values inside of an image's MLP from which on rows pass one by one
 constexpr int64_t BAND = 4;             // rows, at least, of those that one thread takes
+constexpr int64_t LINE = 16;            // values in a line of the cache
 
 thread_local Scratch scratch;
 
@@ -37,15 +38,16 @@ struct Shape {
         const int64_t images = (TOGETHER + length() - 1) / length();
         return images < n ? images : n;
     }
-    int64_t line() const { return width * hidden; }
+    // How far tokens lie apart inside of the MLP: an odd number of lines of the cache, as many even ones share its sets
+    int64_t wide() const { return ((hidden + LINE - 1) / LINE | 1) * LINE; }
     // In how many bands the MLP takes the map of an image; 0: all of it at once. No sum depends on it.
     int64_t bands() const {
         if (length() * hidden < BANDED || height < BAND) return 0;
         const int64_t most = height / BAND, threads = omp_get_max_threads();
         return threads < most ? threads : most;
     }
-    ProductShape into_mlp(int64_t rows) const { return {rows, channels, hidden, channels, hidden, 1, hidden}; }
-    ProductShape out_of_mlp(int64_t rows) const { return {rows, hidden, channels, hidden, channels, 1, channels}; }
+    ProductShape into_mlp(int64_t rows) const { return {rows, channels, hidden, channels, hidden, 1, wide()}; }
+    ProductShape out_of_mlp(int64_t rows) const { return {rows, hidden, channels, wide(), channels, 1, channels}; }
 };
 
 Shape shape_of(const int64_t* s) { return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]}; }
@@ -123,43 +125,57 @@ void scans(const Shape& s, int64_t n, const float* epsilon, const float* const* 
 
 // How many values the MLP needs beside its normalised tokens
 int64_t mlp_room(const Shape& s, int64_t n) {
-    if (!s.bands()) return n * s.length() * s.hidden;
-    return packed_size(s.into_mlp(1)) + packed_size(s.out_of_mlp(1)) + 9 * s.hidden + n * s.bands() * 4 * s.line();
+    if (!s.bands()) return n * s.length() * s.wide();
+    const int64_t of_a_band = s.width * (3 * s.hidden + s.wide());
+    return packed_size(s.into_mlp(1)) + packed_size(s.out_of_mlp(1)) + 9 * s.hidden + n * s.bands() * of_a_band;
 }
 
-// The MLP of normalised tokens, added to y: of each band three rows of what is convolved are there at a time
+// The MLP of normalised tokens, added to y: of each band three rows of what is convolved are there at a time, panel by
+// panel of its channels, (width, channels of the panel) each, so that a row is convolved while it is in the next cache
 void mlp_in_bands(const Shape& s, int64_t n, const float* const* w, const float* normal, float* room, float* y) {
-    const ProductShape in = s.into_mlp(s.width), out = s.out_of_mlp(s.width);
+    ProductShape in = s.into_mlp(s.width);
+    const ProductShape out = s.out_of_mlp(s.width);
     float *packed_in = room, *packed_out = packed_in + packed_size(in), *taps = packed_out + packed_size(out);
     float* of_bands = taps + 9 * s.hidden;
     pack_weights(in, w[MLP1], packed_in);
     pack_weights(out, w[MLP2], packed_out);
-    by_tap(s.hidden, w[MLP_CONV], taps);
-    const int64_t bands = s.bands(), line = s.line(), row_size = s.width * s.channels;
-#pragma omp parallel for schedule(static)
+    const int64_t bands = s.bands(), line = s.width * s.hidden, row_size = s.width * s.channels, most = panel_columns(in);
+    const auto columns_of = [&](int64_t first) { return std::min(most, s.hidden - first); };
+    for (int64_t first = 0; first < s.hidden; first += most)
+        by_tap(columns_of(first), w[MLP_CONV] + first * 9, taps + first * 9);
+#pragma omp parallel for schedule(static) firstprivate(in)
     for (int64_t item = 0; item < n * bands; item++) {
-        const int64_t band = item % bands, first = s.height * band / bands, end = s.height * (band + 1) / bands;
+        const int64_t band = item % bands, begin = s.height * band / bands, end = s.height * (band + 1) / bands;
         const int64_t image = item / bands * s.height * row_size;
-        float *ring = of_bands + item * 4 * line, *convolved = ring + 3 * line;
-        const auto row_of = [&](int64_t row) { return row < 0 || row >= s.height ? nullptr : ring + row % 3 * line; };
-        const auto prepare = [&](int64_t row) {
-            if (row < 0 || row >= s.height) return;
-            multiply_packed(in, {normal + image + row * row_size, packed_in, row_of(row), w[MLP1_BIAS]});
+        float *ring = of_bands + item * (3 * line + s.width * s.wide()), *convolved = ring + 3 * line;
+        // of a row the panel that begins with a channel
+        const auto panel_of = [&](int64_t row, int64_t first) {
+            return row < 0 || row >= s.height ? nullptr : ring + row % 3 * line + first * s.width;
         };
-        prepare(first - 1);
-        prepare(first);
-        for (int64_t row = first; row < end; row++) {
-            prepare(row + 1);
-            const float* const around[3] = {row_of(row - 1), row_of(row), row_of(row + 1)};
-            convolve_tokens_row(s.width, s.hidden, GELU, around, taps, w[MLP_CONV_BIAS], convolved,
-                                s.hidden);
+        const auto prepare = [&](int64_t row, int64_t first) {
+            if (row < 0 || row >= s.height) return;
+            in.y_row = columns_of(first);
+            multiply_packed_panel(in, {normal + image + row * row_size, packed_in, panel_of(row, first), w[MLP1_BIAS]},
+                                  first);
+        };
+        for (int64_t first = 0; first < s.hidden; first += most) {
+            prepare(begin - 1, first);
+            prepare(begin, first);
+        }
+        for (int64_t row = begin; row < end; row++) {
+            for (int64_t first = 0; first < s.hidden; first += most) {
+                prepare(row + 1, first);
+                const float* const around[3] = {panel_of(row - 1, first), panel_of(row, first), panel_of(row + 1, first)};
+                convolve_tokens_row(s.width, columns_of(first), GELU, around, taps + first * 9, w[MLP_CONV_BIAS] + first,
+                                    convolved + first, s.wide());
+            }
             float* to = y + image + row * row_size;
             multiply_packed(out, {convolved, packed_out, to, w[MLP2_BIAS], nullptr, nullptr, to});
         }
     }
 }
 
-// The inside of the MLP, (n, length, channels) -> (n, length, hidden): a thread makes some channels and convolves them
+// The inside of the MLP, (n, length, channels) -> (n, length, wide): a thread makes some channels and convolves them
 // at once, while it has them in its cache
 void inside_of_mlp(const Shape& s, int64_t n, const float* const* w, const float* normal, float* to) {
     const ProductShape whole = s.into_mlp(n * s.length());
@@ -178,7 +194,7 @@ void inside_of_mlp(const Shape& s, int64_t n, const float* const* w, const float
             const float* const around[3] = {row > 0 ? own - line : nullptr, own,
                                             row + 1 < s.height ? own + line : nullptr};
             convolve_tokens_row(s.width, count, GELU, around, taps, w[MLP_CONV_BIAS] + first,
-                                to + i * s.line() + first, s.hidden);
+                                to + i * s.width * s.wide() + first, s.wide());
         }
     }
 }
@@ -192,13 +208,16 @@ void mlp(const Shape& s, int64_t n, const float* epsilon, const float* const* w,
     if (w[MLP_CONV]) {
         inside_of_mlp(s, n, w, normal, inside);
     } else {
-        product(rows, s.channels, s.hidden, normal, w[MLP1], w[MLP1_BIAS], inside);
-        for (int64_t i = 0; i < rows * s.hidden; i += LANES) {
-            const int count = lanes(rows * s.hidden - i);
-            store(inside + i, activated(load(inside + i, count), GELU), count);
-        }
+        const Product in{normal, w[MLP1], inside, w[MLP1_BIAS]};
+        multiply(s.into_mlp(rows), &in, 1);
+        for (float* token = inside; token < inside + rows * s.wide(); token += s.wide())
+            for (int64_t i = 0; i < s.hidden; i += LANES) {
+                const int count = lanes(s.hidden - i);
+                store(token + i, gelu(load(token + i, count)), count);
+            }
     }
-    product(rows, s.hidden, s.channels, inside, w[MLP2], w[MLP2_BIAS], y, y);
+    const Product out{inside, w[MLP2], y, w[MLP2_BIAS], nullptr, nullptr, y};
+    multiply(s.out_of_mlp(rows), &out, 1);
 }
 
 int64_t room_of(const Shape& s) {

@@ -106,6 +106,15 @@ bool chunk(const ProductShape& s, const Product& p, int64_t first, int64_t end, 
     return true;
 }
 
+// All rows past a panel of packed weights
+void pass_packed(const ProductShape& s, const Product& p, int64_t column) {
+    const float* panel = p.w + column * s.inner;
+    if (panel_columns(s) == LANES)
+        pass<1>(s, p, 0, s.rows, column, panel, 0, nullptr);
+    else
+        pass<2>(s, p, 0, s.rows, column, panel, 0, nullptr);
+}
+
 int64_t panels_of(const ProductShape& s) { return (s.columns + panel_columns(s) - 1) / panel_columns(s); }
 
 }  // namespace
@@ -134,14 +143,13 @@ void pack_weights(const ProductShape& s, const float* w, float* to) {
 }
 
 void multiply_packed(const ProductShape& s, const Product& p) {
-    const int64_t width = panel_columns(s);
-    for (int64_t column = 0; column < s.columns; column += width) {
-        const float* panel = p.w + column * s.inner;
-        if (width == LANES)
-            pass<1>(s, p, 0, s.rows, column, panel, 0, nullptr);
-        else
-            pass<2>(s, p, 0, s.rows, column, panel, 0, nullptr);
-    }
+    for (int64_t column = 0; column < s.columns; column += panel_columns(s)) pass_packed(s, p, column);
+}
+
+void multiply_packed_panel(const ProductShape& s, const Product& product, int64_t column) {
+    Product own = product;
+    own.y -= column;  // where the first column would lie
+    pass_packed(s, own, column);
 }
 
 void multiply(const ProductShape& s, const Product* products, int64_t count) {

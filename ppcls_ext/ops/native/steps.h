@@ -26,10 +26,11 @@ int64_t panel_columns(const ProductShape& shape);
 void multiply_panel(const ProductShape& shape, const Product& product, int64_t column);
 
 // For a thread that computes many products of few rows with the same weights: how many values they take packed, packing
-// them with all threads, and one product by the calling thread alone, whose w are the packed weights.
+// them with all threads, and one product, or one panel of it, by the calling thread alone, whose w are the packed weights.
 int64_t packed_size(const ProductShape& shape);
 void pack_weights(const ProductShape& shape, const float* w, float* to);
 void multiply_packed(const ProductShape& shape, const Product& product);
+void multiply_packed_panel(const ProductShape& shape, const Product& product, int64_t column);
 
 // y = ((x - mean) / sqrt(variance + epsilon) weight + bias) silu(gate), x, y (groups, rows, channels), weight[i], bias[i]
 // (channels,); gate lies as x does, or is null

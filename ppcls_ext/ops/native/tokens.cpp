@@ -3,6 +3,7 @@
 // Channels lie side by side and are the lanes of vectors: no transposition to maps and back. Consecutive images share a
 // set of weights. Every sum is made by one thread in one order.
 
+#include <algorithm>
 #include <vector>
 
 #include "steps.h"
@@ -60,47 +61,69 @@ Around around(const Shape& s, const float* image, int64_t y) {
     return {{y > 0 ? row - s.line() : nullptr, row, y + 1 < s.height ? row + s.line() : nullptr}};
 }
 
+// The channels of a block in one row of places, of the kernel's rows those from TOP to BOTTOM; WHOLE: a vector of them
+template <bool WHOLE, int TOP, int BOTTOM, class Finish>
+void convolve_block(const Shape& s, const Around& from, const float* weights, const float* bias, int64_t c, int64_t y,
+                    const Finish& finish) {
+    const int count = WHOLE ? LANES : s.count();
+    const vec start = bias ? load(bias + c, count) : vec{};
+    vec taps[9];
+#pragma GCC unroll 9
+    for (int t = 3 * TOP; t < 3 * BOTTOM; t++) taps[t] = load(weights + t * s.channels + c, count);
+    const auto value = [&](int i, int64_t x) { return load(from.rows[i] + x * s.channels + c, count); };
+    for (int64_t x = 0; x < s.width; x++) {
+        // several places share what they load; the last of them may be there already
+        if (x > 0 && x + 1 < s.width && s.width >= TOGETHER + 2) {
+            x = std::min(x, s.width - 1 - TOGETHER);
+            vec sums[TOGETHER] = {start, start, start, start};
+#pragma GCC unroll 3
+            for (int i = TOP; i < BOTTOM; i++) {
+                vec near[TOGETHER + 2];
+#pragma GCC unroll 6
+                for (int p = 0; p < TOGETHER + 2; p++) near[p] = value(i, x + p - 1);
+#pragma GCC unroll 3
+                for (int j = 0; j < 3; j++)
+#pragma GCC unroll 4
+                    for (int p = 0; p < TOGETHER; p++) sums[p] += taps[3 * i + j] * near[p + j];
+            }
+#pragma GCC unroll 4
+            for (int p = 0; p < TOGETHER; p++) finish(y * s.width + x + p, c, sums[p]);
+            x += TOGETHER - 1;
+        } else {
+            vec sum = start;
+#pragma GCC unroll 3
+            for (int i = TOP; i < BOTTOM; i++) {
+                if (x > 0) sum += taps[3 * i] * value(i, x - 1);
+                sum += taps[3 * i + 1] * value(i, x);
+                if (x + 1 < s.width) sum += taps[3 * i + 2] * value(i, x + 1);
+            }
+            finish(y * s.width + x, c, sum);
+        }
+    }
+}
+
+template <int TOP, int BOTTOM, class Finish>
+void convolve_blocks(const Shape& s, const Around& from, const float* weights, const float* bias, int64_t y,
+                     const Finish& finish) {
+    for (int64_t block = 0; block < s.blocks(); block++)
+        if (s.channels >= LANES)
+            convolve_block<true, TOP, BOTTOM>(s, from, weights, bias, s.first(block), y, finish);
+        else
+            convolve_block<false, TOP, BOTTOM>(s, from, weights, bias, 0, y, finish);
+}
+
 // One row of places: out = bias + sum over taps of weights * x, through finish(place, channel, values)
 template <class Finish>
 void convolve_row(const Shape& s, const Around& from, const float* weights, const float* bias, int64_t y,
                   const Finish& finish) {
-    const int64_t step = s.channels, blocks = s.blocks();
-    const int count = s.count(), top = from.top(), bottom = from.bottom();
-    for (int64_t x = 0; x < s.width; x++) {
-        if (x > 0 && x + TOGETHER < s.width) {  // several places share what they load
-            for (int64_t block = 0; block < blocks; block++) {
-                const int64_t c = s.first(block);
-                const vec start = bias ? load(bias + c, count) : vec{};
-                vec sums[TOGETHER] = {start, start, start, start};
-                for (int i = top; i < bottom; i++) {
-                    vec near[TOGETHER + 2];
-#pragma GCC unroll 6
-                    for (int p = 0; p < TOGETHER + 2; p++)
-                        near[p] = load(from.rows[i] + (x + p - 1) * step + c, count);
-#pragma GCC unroll 3
-                    for (int j = 0; j < 3; j++) {
-                        const vec w = load(weights + (3 * i + j) * step + c, count);
-#pragma GCC unroll 4
-                        for (int p = 0; p < TOGETHER; p++) sums[p] += w * near[p + j];
-                    }
-                }
-#pragma GCC unroll 4
-                for (int p = 0; p < TOGETHER; p++) finish(y * s.width + x + p, c, sums[p]);
-            }
-            x += TOGETHER - 1;
-        } else {
-            const int left = x > 0 ? 0 : 1, right = x + 1 < s.width ? 3 : 2;
-            for (int64_t block = 0; block < blocks; block++) {
-                const int64_t c = s.first(block);
-                vec a = bias ? load(bias + c, count) : vec{};
-                for (int i = top; i < bottom; i++)
-                    for (int j = left; j < right; j++)
-                        a += load(weights + (3 * i + j) * step + c, count) *
-                             load(from.rows[i] + (x + j - 1) * step + c, count);
-                finish(y * s.width + x, c, a);
-            }
-        }
-    }
+    if (from.rows[0] && from.rows[2])
+        convolve_blocks<0, 3>(s, from, weights, bias, y, finish);
+    else if (from.rows[0])
+        convolve_blocks<0, 2>(s, from, weights, bias, y, finish);
+    else if (from.rows[2])
+        convolve_blocks<1, 3>(s, from, weights, bias, y, finish);
+    else
+        convolve_blocks<1, 2>(s, from, weights, bias, y, finish);
 }
 
 // sums[tap] += g * x of one row of places, the last of the sums without x: (blocks, 10, LANES)

@@ -173,10 +173,18 @@ inline void normal(vec x, vec& distribution, vec& density) {
 
 inline vec silu(vec x) { return x * sigmoid(x); }
 
+// x times the normal distribution up to x: 1/2 + x P(x^2) / Q(x^2), fitted to 6e-9 up to 5.4, and from there on 0 or 1;
+// within three units of the last place of a float next to 1 or x
 inline vec gelu(vec x) {
-    vec distribution, density;
-    normal(x, distribution, density);
-    return x * distribution;
+    const vec square = x * x, t = square < 29.16f ? square : all(29.16f);
+    vec p = all(2.33867262e-8f), q = all(1.21659076e-6f);
+    p = p * t + 6.36002026e-6f, q = q * t + 7.24002179e-5f;
+    p = p * t + 1.64321806e-4f, q = q * t + 1.85898213e-3f;
+    p = p * t + 4.65085184e-3f, q = q * t + 2.83786939e-2f;
+    p = p * t + 3.33722401e-2f, q = q * t + 2.50317890e-1f;
+    p = p * t + 3.98942245e-1f, q = q * t + 1.0f;
+    const vec inside = x * (0.5f + x * (p * inverse(q)));
+    return square > 29.16f ? most(x, vec{}) : inside;  // a NaN is not: inside
 }
 
 // Memory of one thread, kept from call to call.
