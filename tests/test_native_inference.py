@@ -81,8 +81,9 @@ def assert_one_call(network: GroupMamba, image: np.ndarray) -> None:
         x = paddle.to_tensor(image.astype("float32"))
         mine = results(x)
         assert calls == ["group_mamba_forward"] * 2
-        for one, all_of_them in zip(results(x[1:2]), mine):
-            np.testing.assert_array_equal(one, all_of_them[1:2])
+        for i in (1, len(x) - 1):  # of those that threads take by themselves, and of the rest
+            for one, all_of_them in zip(results(x[i : i + 1]), mine):
+                np.testing.assert_array_equal(one, all_of_them[i : i + 1])
     network.to(dtype="float64")
     with paddle.no_grad():
         others = results(paddle.to_tensor(image))
@@ -129,7 +130,7 @@ def test_a_network_in_one_call_is_its_parts(
 ) -> None:
     paddle.seed(0)
     network = groupmamba(stem_width, channels, depths, ratios, 7, in_channels, 0.1, distillation)
-    (image,) = draw((3, in_channels, *size))
+    (image,) = draw((9 if max(size) < 100 else 3, in_channels, *size))
     assert_one_call(drawn(network), image)
 
 

@@ -172,22 +172,27 @@ void convolve(const Conv& s, int64_t n, const float* x, const float* packed, con
 
 }  // namespace
 
-int64_t embedding_room(const int64_t* sizes) { return Chain{sizes}.packed() + 2 * Chain{sizes}.buffer(); }
+int64_t embedding_room(const int64_t* sizes) { return 2 * Chain{sizes}.buffer(); }
+
+int64_t embedding_packed(const int64_t* sizes) { return Chain{sizes}.packed(); }
 
 int64_t embedding_weights(const int64_t* sizes) { return (Chain{sizes}.count() - 1) * INNER_WEIGHTS + LAST_WEIGHTS; }
 
-void embed(const int64_t* sizes, float batch_epsilon, float epsilon, const float* const* weights, const float* x,
-           float* room, float* y) {
+void pack_embedding(const int64_t* sizes, const float* const* weights, float* packed) {
+    const Chain chain{sizes};
+    for (int64_t i = 0; i < chain.count(); packed += chain.conv(i++).packed())
+        pack(chain.conv(i), weights[i * INNER_WEIGHTS], packed);
+}
+
+void embed(const int64_t* sizes, float batch_epsilon, float epsilon, const float* const* weights, const float* packed,
+           const float* x, float* room, float* y) {
     const Chain chain{sizes};
     const Conv start = chain.conv(0), last = chain.conv(chain.count() - 1);
     const float* const* ending = weights + (chain.count() - 1) * INNER_WEIGHTS;
-    float* packed = room;
-    for (int64_t i = 0; i < chain.count(); packed += chain.conv(i++).packed())
-        pack(chain.conv(i), weights[i * INNER_WEIGHTS], packed);
     for (int64_t image = 0; image < chain.n(); image += chain.together()) {
         const int64_t n = image + chain.together() < chain.n() ? chain.together() : chain.n() - image;
-        float *from = packed, *to = from + chain.buffer();
-        const float* own_packed = room;
+        float *from = room, *to = from + chain.buffer();
+        const float* own_packed = packed;
         bring_in(start, n, chain.maps(), x + image * start.channels * start.height * start.width, from);
         for (int64_t i = 0; i + 1 < chain.count(); i++) {
             const Conv own = chain.conv(i), next = chain.conv(i + 1);

@@ -2,7 +2,8 @@
 // affinity, norm, product, and the MLP with its depthwise convolution; both with what they are added to.
 //
 // Few images pass through a block together, so that what lies between the steps stays in the cache. Where the MLP of
-// one image is too large for that, rows of its map pass through the MLP one by one.
+// one image is too large for that, rows of its map pass through the MLP one by one. Of many images each thread takes
+// some through a stage by itself, and none waits for another before the stage ends.
 
 #include <omp.h>
 
@@ -15,6 +16,7 @@ namespace {
 
 constexpr int64_t GROUPS = 4;
 constexpr int64_t TOGETHER = 784;  // tokens: so many images at once that weights are packed for them all
+constexpr int64_t ALONE = 196;     // tokens: so many at least, for the same reason, that a thread takes by itself
 constexpr int64_t BANDED = 512 * 1024;  // values inside of an image's MLP from which on rows pass one by one
 constexpr int64_t BAND = 4;             // rows, at least, of those that one thread takes
 constexpr int64_t LINE = 16;            // values in a line of the cache
@@ -40,11 +42,17 @@ struct Shape {
     }
     // How far tokens lie apart inside of the MLP: an odd number of lines of the cache, as many even ones share its sets
     int64_t wide() const { return ((hidden + LINE - 1) / LINE | 1) * LINE; }
+    // How many images at once a thread takes through the stage by itself; 0: all threads work on the same ones
+    int64_t alone() const {
+        const int64_t threads = omp_get_max_threads(), most = std::min(n / threads, together());
+        if (threads == 1 || most == 0) return 0;
+        // four turns for each, so that the last to end is not late by much
+        return std::min(most, std::max((ALONE + length() - 1) / length(), n / (4 * threads)));
+    }
     // In how many bands the MLP takes the map of an image; 0: all of it at once. No sum depends on it.
     int64_t bands() const {
         if (length() * hidden < BANDED || height < BAND) return 0;
-        const int64_t most = height / BAND, threads = omp_get_max_threads();
-        return threads < most ? threads : most;
+        return std::min<int64_t>(omp_in_parallel() ? 1 : omp_get_max_threads(), height / BAND);
     }
     ProductShape into_mlp(int64_t rows) const { return {rows, channels, hidden, channels, hidden, 1, wide()}; }
     ProductShape out_of_mlp(int64_t rows) const { return {rows, hidden, channels, wide(), channels, 1, channels}; }
@@ -257,10 +265,12 @@ class Stages {
         : left(sizes[5]), own(sizes + 6), n(sizes[0]), channels(sizes[1]), height(sizes[2]), width(sizes[3]) {}
     std::vector<int64_t> way;  // what embed wants
     Shape shape{};
+    int64_t before = 0;  // values of an image that comes in
     // The next stage; false after the last
     bool next() {
         if (left == 0) return false;
         const int64_t count = own[4], *convolutions = own + 5;
+        before = channels * height * width;
         way = {n, channels, height, width, shape.n == 0, count};
         way.insert(way.end(), convolutions, convolutions + 3 * count);
         for (const int64_t* c = convolutions; c < convolutions + 3 * count; c += 3) {
@@ -277,6 +287,29 @@ class Stages {
     int64_t left;
     const int64_t* own;
     int64_t n, channels, height, width;
+};
+
+// A stage of images that pass through it together
+struct Stage {
+    std::vector<int64_t> way;
+    Shape shape;
+    bool last;
+    Stage(const Stages& of, int64_t n, bool last) : way(of.way), shape(of.shape), last(last) { way[0] = shape.n = n; }
+    const float* const* norm(const float* const* weights) const {
+        return weights + embedding_weights(way.data()) + shape.blocks * OF_A_BLOCK;
+    }
+    int64_t room() const { return std::max(embedding_room(way.data()), room_of(shape)); }
+    // packed: the weights of the way into it. All tokens but the last are normalised.
+    void pass(const float* epsilon, const float* const* weights, const float* packed, const float* x, float* room,
+              float* tokens) const {
+        embed(way.data(), epsilon[0], epsilon[1], weights, packed, x, room, tokens);
+        const float* const* own = weights + embedding_weights(way.data());
+        for (int64_t j = 0; j < shape.blocks; j++, own += OF_A_BLOCK)
+            block(shape, epsilon + BLOCK_EPSILONS, own, tokens, room, tokens);
+        if (!last)
+            normalise(1, shape.n * shape.length(), shape.channels, epsilon[STAGE_EPSILON], tokens, own, own + 1, nullptr,
+                      tokens);
+    }
 };
 
 // The class block has one token of each image
@@ -305,8 +338,10 @@ extern "C" int64_t group_mamba_room(const int64_t* sizes) {
     Stages stages(sizes);
     int64_t most = 0;
     while (stages.next()) {
-        const int64_t way = embedding_room(stages.way.data()), blocks = room_of(stages.shape);
-        most = std::max({most, way, blocks});
+        const Shape& s = stages.shape;
+        const int64_t packed = embedding_packed(stages.way.data()), alone = s.alone();
+        const int64_t all = Stage(stages, s.n, false).room(), one = Stage(stages, alone, false).room();
+        most = std::max({most, packed + all, packed + (alone ? omp_get_max_threads() * one : 0)});
     }
     const Shape& last = stages.shape;
     return std::max(most, last.n * (last.channels + sizes[4]) + room_of(of_class(last)));
@@ -323,14 +358,25 @@ extern "C" void group_mamba_forward(const int64_t* sizes, const float* epsilon, 
     const Shape& s = stages.shape;
     const float* const* norm = nullptr;
     for (int64_t i = 0; stages.next(); i++) {
-        embed(stages.way.data(), epsilon[0], epsilon[1], weights, x, room, tokens[i]);
-        weights += embedding_weights(stages.way.data());
-        for (int64_t j = 0; j < s.blocks; j++, weights += OF_A_BLOCK)
-            block(s, epsilon + BLOCK_EPSILONS, weights, tokens[i], room, tokens[i]);
-        norm = weights, weights += 2;
-        if (i + 1 < sizes[5])
-            normalise(1, s.n * s.length(), s.channels, epsilon[STAGE_EPSILON], tokens[i], norm, norm + 1, nullptr,
-                      tokens[i]);
+        const bool last = i + 1 == sizes[5];
+        pack_embedding(stages.way.data(), weights, room);
+        float* const free = room + embedding_packed(stages.way.data());
+        const auto pass = [&](const Stage& stage, int64_t image, float* own) {
+            stage.pass(epsilon, weights, room, x + image * stages.before, own,
+                       tokens[i] + image * s.length() * s.channels);
+        };
+        const int64_t alone = s.alone(), threads = omp_get_max_threads();
+        const int64_t shared = alone ? s.n / (alone * threads) * alone * threads : 0;  // the first that all share
+        if (shared) {
+            const Stage stage(stages, alone, last);
+            const int64_t size = stage.room();
+#pragma omp parallel for schedule(monotonic : dynamic)  // Paddle's OpenMP knows no other
+            for (int64_t image = 0; image < shared; image += alone)
+                pass(stage, image, free + omp_get_thread_num() * size);
+        }
+        if (shared < s.n) pass(Stage(stages, s.n - shared, last), shared, free);
+        norm = Stage(stages, s.n, last).norm(weights);
+        weights = norm + 2;
         x = tokens[i];
     }
     if (logits) logits_of(s, sizes[4], epsilon, norm, of_head, x, room, logits);

@@ -71,8 +71,12 @@ void scan_of_products(const ScanShape& shape, const float* u, const float* low, 
 // last a bias and a layer norm: x -> y (N, H' W', C'). sizes: N, channels, height and width of x, 1 if it is
 // (N, C, H, W) and 0 if it is (N, H W, C), the number of convolutions, and of each: kernel, stride, channels out.
 // weights: of each convolution but the last its weight (O, C, k, k) and the norm's weight, bias, mean and variance; of
-// the last weight, bias, and the layer norm's weight and bias; and how many values of memory it needs, how many weights
-void embed(const int64_t* sizes, float batch_epsilon, float epsilon, const float* const* weights, const float* x,
-           float* room, float* y);
+// the last weight, bias, and the layer norm's weight and bias; packed: those of the convolutions as pack_embedding
+// leaves them
+void embed(const int64_t* sizes, float batch_epsilon, float epsilon, const float* const* weights, const float* packed,
+           const float* x, float* room, float* y);
+void pack_embedding(const int64_t* sizes, const float* const* weights, float* packed);
+// How many values of memory it needs, and of packed weights; how many tensors of weights there are
 int64_t embedding_room(const int64_t* sizes);
+int64_t embedding_packed(const int64_t* sizes);
 int64_t embedding_weights(const int64_t* sizes);
