@@ -34,6 +34,7 @@ struct Shape : TokenShape {
 };
 
 constexpr int TOGETHER = 4;  // places of a row
+constexpr int64_t SPAN = 2 * TOGETHER;  // of those that keep a block's weights: so many tokens stream from the memory
 constexpr int SUMS = 10;     // gradients of nine weights and a bias
 constexpr int64_t STRIP = 24;  // rows of which one thread makes such sums, never a matter of how many there are
 
@@ -61,17 +62,18 @@ Around around(const Shape& s, const float* image, int64_t y) {
     return {{y > 0 ? row - s.line() : nullptr, row, y + 1 < s.height ? row + s.line() : nullptr}};
 }
 
-// The channels of a block in one row of places, of the kernel's rows those from TOP to BOTTOM; WHOLE: a vector of them
+// The channels of a block in a row's places from `x` to `end`, of the kernel's rows those from TOP to BOTTOM; WHOLE: a
+// vector of channels
 template <bool WHOLE, int TOP, int BOTTOM, class Finish>
 void convolve_block(const Shape& s, const Around& from, const float* weights, const float* bias, int64_t c, int64_t y,
-                    const Finish& finish) {
+                    int64_t x, int64_t end, const Finish& finish) {
     const int count = WHOLE ? LANES : s.count();
     const vec start = bias ? load(bias + c, count) : vec{};
     vec taps[9];
 #pragma GCC unroll 9
     for (int t = 3 * TOP; t < 3 * BOTTOM; t++) taps[t] = load(weights + t * s.channels + c, count);
     const auto value = [&](int i, int64_t x) { return load(from.rows[i] + x * s.channels + c, count); };
-    for (int64_t x = 0; x < s.width; x++) {
+    for (; x < end; x++) {
         // several places share what they load; the last of them may be there already
         if (x > 0 && x + 1 < s.width && s.width >= TOGETHER + 2) {
             x = std::min(x, s.width - 1 - TOGETHER);
@@ -105,11 +107,14 @@ void convolve_block(const Shape& s, const Around& from, const float* weights, co
 template <int TOP, int BOTTOM, class Finish>
 void convolve_blocks(const Shape& s, const Around& from, const float* weights, const float* bias, int64_t y,
                      const Finish& finish) {
-    for (int64_t block = 0; block < s.blocks(); block++)
-        if (s.channels >= LANES)
-            convolve_block<true, TOP, BOTTOM>(s, from, weights, bias, s.first(block), y, finish);
-        else
-            convolve_block<false, TOP, BOTTOM>(s, from, weights, bias, 0, y, finish);
+    for (int64_t x = 0, end; x < s.width; x = end) {
+        end = std::min(x + (x == 0 ? SPAN + 1 : SPAN), s.width);
+        for (int64_t block = 0; block < s.blocks(); block++)
+            if (s.channels >= LANES)
+                convolve_block<true, TOP, BOTTOM>(s, from, weights, bias, s.first(block), y, x, end, finish);
+            else
+                convolve_block<false, TOP, BOTTOM>(s, from, weights, bias, 0, y, x, end, finish);
+    }
 }
 
 // One row of places: out = bias + sum over taps of weights * x, through finish(place, channel, values)
