@@ -174,8 +174,8 @@ void mlp_in_bands(const Shape& s, int64_t n, const float* const* w, const float*
             for (int64_t first = 0; first < s.hidden; first += most) {
                 prepare(row + 1, first);
                 const float* const around[3] = {panel_of(row - 1, first), panel_of(row, first), panel_of(row + 1, first)};
-                convolve_tokens_row(s.width, columns_of(first), GELU, around, taps + first * 9, w[MLP_CONV_BIAS] + first,
-                                    convolved + first, s.wide());
+                convolve_tokens_row(s.width, columns_of(first), RATIONAL_GELU, around, taps + first * 9,
+                                    w[MLP_CONV_BIAS] + first, convolved + first, s.wide());
             }
             float* to = y + image + row * row_size;
             multiply_packed(out, {convolved, packed_out, to, w[MLP2_BIAS], nullptr, nullptr, to});
@@ -201,7 +201,7 @@ void inside_of_mlp(const Shape& s, int64_t n, const float* const* w, const float
             const float* own = hidden + i * line;
             const float* const around[3] = {row > 0 ? own - line : nullptr, own,
                                             row + 1 < s.height ? own + line : nullptr};
-            convolve_tokens_row(s.width, count, GELU, around, taps, w[MLP_CONV_BIAS] + first,
+            convolve_tokens_row(s.width, count, RATIONAL_GELU, around, taps, w[MLP_CONV_BIAS] + first,
                                 to + i * s.width * s.wide() + first, s.wide());
         }
     }
@@ -221,7 +221,7 @@ void mlp(const Shape& s, int64_t n, const float* epsilon, const float* const* w,
         for (float* token = inside; token < inside + rows * s.wide(); token += s.wide())
             for (int64_t i = 0; i < s.hidden; i += LANES) {
                 const int count = lanes(s.hidden - i);
-                store(token + i, gelu(load(token + i, count)), count);
+                store(token + i, rational_gelu(load(token + i, count)), count);
             }
     }
     const Product out{inside, w[MLP2], y, w[MLP2_BIAS], nullptr, nullptr, y};

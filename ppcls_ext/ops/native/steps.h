@@ -37,11 +37,12 @@ void multiply_packed_panel(const ProductShape& shape, const Product& product, in
 void normalise(int64_t groups, int64_t rows, int64_t channels, float epsilon, const float* x,
                const float* const* weight, const float* const* bias, const float* gate, float* y);
 
-enum Activation { NONE = 0, SILU = 1, GELU = 2 };
+enum Activation { NONE = 0, SILU = 1, GELU = 2, RATIONAL_GELU = 3 };
 
 inline vec activated(vec z, int64_t activation) {
     if (activation == SILU) return silu(z);
     if (activation == GELU) return gelu(z);
+    if (activation == RATIONAL_GELU) return rational_gelu(z);
     return z;
 }
 
