@@ -8,6 +8,7 @@
 namespace {
 
 constexpr int64_t AHEAD = 12;  // rows of weights that are fetched before they are packed: they lie far apart
+constexpr int64_t CACHED = 280 * 1024;  // values of x that stay in the cache of one thread: 1.1 MB
 
 thread_local Scratch scratch;
 
@@ -154,9 +155,11 @@ void multiply_packed_panel(const ProductShape& s, const Product& product, int64_
 
 void multiply(const ProductShape& s, const Product* products, int64_t count) {
     const int64_t width = panel_columns(s), panels = panels_of(s);
-    const int64_t chunks = chunks_of(s.rows, count * panels, (s.rows + ROWS - 1) / ROWS);
+    // one thread by itself packs a panel once for as many rows as its cache holds
+    const int64_t chunks = omp_in_parallel() ? (s.rows * s.inner + CACHED - 1) / CACHED
+                                             : chunks_of(s.rows, count * panels, (s.rows + ROWS - 1) / ROWS);
     // many rows: all panels pass by some, which stay in the cache; few: all of these pass by a panel
-    const bool by_rows = s.rows > CHUNK;
+    const bool by_rows = omp_in_parallel() ? chunks > 1 : s.rows > CHUNK;
     const int64_t items = count * chunks * panels;
     // threads take 10 us to wake
 #pragma omp parallel if (count * s.rows * s.inner * s.columns >= 500000)
