@@ -44,7 +44,7 @@ ROWS = {
     "groupmamba-infer-1": Row("GroupMamba_tiny", "infer", 1, 1.0),
     "groupmamba-infer-16": Row("GroupMamba_tiny", "infer", 16, 1.0),
     "groupmamba-steps": Row("GroupMamba_tiny", "infer", 1, 0.1, "paddle, step by step"),
-    "groupmamba-steps-16": Row("GroupMamba_tiny", "infer", 16, None, "paddle, step by step"),
+    "groupmamba-steps-16": Row("GroupMamba_tiny", "infer", 16, 0.1, "paddle, step by step"),
     "groupmamba-steps-pytorch": Row("GroupMamba_tiny", "infer", 1, None, "pytorch, step by step"),
     "groupmamba-train": Row("GroupMamba_tiny", "train", 8, 1.0),
     "shufflenet-train": Row("ShuffleNetV2_x1_0", "train", 16, 1.0),
