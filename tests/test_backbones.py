@@ -95,7 +95,7 @@ def test_shapes_are_what_the_network_says(build: Callable[..., nn.Layer]) -> Non
 
 
 def test_gradients_reach_every_trainable_parameter(build: Callable[..., nn.Layer]) -> None:
-    def without(seed: int) -> set[str]:
+    def without_gradient(seed: int) -> set[str]:
         network = lively(build(num_classes=7), seed)
         network.train()
         outputs = network(images(4))
@@ -105,7 +105,8 @@ def test_gradients_reach_every_trainable_parameter(build: Callable[..., nn.Layer
         return {key for key in names if not any(fnmatchcase(key, pattern) for pattern in WITHOUT_GRADIENT)}
 
     # the four ReLUs of an affinity may all be dead with one draw of the weights
-    assert not (without(0) and without(0) & without(1))
+    without = without_gradient(0)
+    assert not without or not without & without_gradient(1)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -119,17 +120,24 @@ def test_a_hook_on_any_layer_sees_what_it_computes(build: Callable[..., nn.Layer
 
     # what holds others may leave it to its holder to call them
     leaves = {name: layer for name, layer in network.named_sublayers() if not layer._sub_layers}
-    for name, layer in leaves.items():
-        layer.register_forward_post_hook(see(name))
-    network(images(4))
-    assert leaves.keys() == seen
+    # of a small network one by one: a hook on one part may stop what would pass by another's
+    small = sum(int(parameter.size) for parameter in network.parameters()) < 200_000
+    for names in [[name] for name in leaves] if small else [list(leaves)]:
+        hooks = [leaves[name].register_forward_post_hook(see(name)) for name in names]
+        with paddle.set_grad_enabled(training):
+            network(images(2))
+        assert seen == set(names)
+        seen.clear()
+        for hook in hooks:
+            hook.remove()
 
 
 def test_a_sample_does_not_depend_on_its_batch_in_evaluation(build: Callable[..., nn.Layer]) -> None:
     network = lively(build(num_classes=7))
     network.eval()
     x = images(5)
-    together, alone = network(x).numpy(), network(x[2:3]).numpy()
+    with paddle.no_grad():
+        together, alone = network(x).numpy(), network(x[2:3]).numpy()
     np.testing.assert_allclose(alone[0], together[2], rtol=0, atol=rounding(network, x, together))
     assert np.abs(together[0] - together[1]).max() > 1e-2 * np.abs(together).max()
 
@@ -142,7 +150,8 @@ def test_the_exported_graph_computes_what_the_network_computes(build: Callable[.
     graph = paddle.jit.load(str(tmp_path / "graph"))
     graph.eval()
     for x in (images(3), images(1, 3, 48, 80)):
-        expected = network(x).numpy()
+        with paddle.no_grad():
+            expected = network(x).numpy()
         np.testing.assert_allclose(graph(x).numpy(), expected, rtol=0, atol=rounding(network, x, expected))
 
 

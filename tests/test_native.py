@@ -319,8 +319,9 @@ def digest():
     network = groupmamba(20, [64, 84], [2, 1], [8, 4])
     network.eval()
     with paddle.no_grad():
-        x = paddle.randn([2, 3, 180, 200])
-        parts += [network(x), *network.forward_stages(x)]
+        for shape in ([3, 3, 180, 200], [13, 3, 23, 50]):
+            x = paddle.randn(shape)
+            parts += [network(x), *network.forward_stages(x)]
     return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
 print(native.status())
 print(digest())

@@ -81,7 +81,7 @@ def assert_one_call(network: GroupMamba, image: np.ndarray) -> None:
         x = paddle.to_tensor(image.astype("float32"))
         mine = results(x)
         assert calls == ["group_mamba_forward"] * 2
-        for i in (1, len(x) - 1):  # of those that threads take by themselves, and of the rest
+        for i in (1, len(x) - 1):  # with two threads, of those that one takes by itself, and of the rest
             for one, all_of_them in zip(results(x[i : i + 1]), mine):
                 np.testing.assert_array_equal(one, all_of_them[i : i + 1])
     network.to(dtype="float64")
@@ -210,6 +210,12 @@ def test_values_that_are_not_finite_stay_so(built: None) -> None:
         y = drawn(Embedding(4, 16))(maps, 24, 24).numpy()
         assert (~np.isfinite(y)).all(2).sum() == (~np.isfinite(y)).any(2).sum() == 4
         network, x = drawn(groupmamba(8, [16, 32], [1, 1], [2, 2], 5)), paddle.randn([3, 3, 40, 52])
+        bias = network.block1[0].mlp.dwconv["dwconv"].bias
+        kept, own = bias.numpy(), bias.numpy()
+        own[3] = -np.inf
+        bias.set_value(own)  # GELU of it is not a number, as in Paddle
+        assert np.isnan(network(x).numpy()).all()
+        bias.set_value(kept)
         x[1, 2, 17, 30] = float("nan")
         np.testing.assert_array_equal(np.isnan(network(x).numpy()).all(1), [False, True, False])
         np.testing.assert_array_equal(np.isnan(network(x).numpy()).any(1), [False, True, False])

@@ -153,9 +153,7 @@ def convolved(
 def mixed(groups: list[SS2D], x: Tensor, height: int, width: int) -> Tensor:
     """What `GroupMambaLayer` does with its groups, for all of them at once, in training: (N, H W, C) -> (N, H W, C)."""
     inner, gate = parted_products(x, paddle.stack([group.in_proj.weight for group in groups]))  # (4, N, H W, C / 4)
-    weight = paddle.stack([group.conv2d.weight for group in groups]).squeeze(2)  # (4, C / 4, 3, 3)
-    bias = paddle.stack([group.conv2d.bias for group in groups])
-    maps = token_conv(inner, weight, bias, height, width, "silu")
+    maps = convolved([group.conv2d for group in groups], inner, height, width, "silu")
     bias, decay, skip, weight, step_weight = scan_weights(groups)
     scanned = scan_of_products(maps, weight, step_weight, bias, decay, skip, height, width)
     weight = paddle.stack([group.out_norm.weight for group in groups])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import paddle
 from paddle import Tensor, nn
 
-from ppcls_ext.layers.plain import is_plain
+from ppcls_ext.layers.plain import is_hooked
 from ppcls_ext.ops import batch_norm, native
 from ppcls_ext.ops.batch_norm import AFTER_AN_ADDITION
 
@@ -60,7 +60,7 @@ class Sequential(nn.Sequential):
 @paddle.jit.not_to_static
 def _compiled(norm: nn.Layer, x: Tensor, activation: nn.Layer | None, added: Tensor | None) -> str | None:
     """The compiled operator's name of the activation, where it can do all of it; else None."""
-    if not _is_of_maps(norm) or not is_plain(norm, nn.BatchNorm2D) or not norm.training or norm._use_global_stats:
+    if not _is_of_maps(norm) or is_hooked(norm) or not norm.training or norm._use_global_stats:
         return None
     if norm.weight is None or norm.bias is None or not native.usable(x, norm.weight, norm.bias, added):
         return None
@@ -79,6 +79,6 @@ def _name(activation: nn.Layer | None) -> str | None:
     """The compiled operator's name of what it computes as this layer does; else None."""
     if activation is None:
         return "none"
-    if not is_plain(activation, type(activation)) or (type(activation) is nn.GELU and activation._approximate):
+    if is_hooked(activation) or (type(activation) is nn.GELU and activation._approximate):
         return None
     return _NAMES.get(type(activation))

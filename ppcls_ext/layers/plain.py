@@ -5,8 +5,11 @@ from __future__ import annotations
 from paddle import nn
 
 
+def is_hooked(layer: nn.Layer) -> bool:
+    """Whether somebody wants to see what it computes, or gave it a forward of its own."""
+    return bool(layer._forward_pre_hooks or layer._forward_post_hooks or "forward" in layer.__dict__)
+
+
 def is_plain(layer: nn.Layer, kind: type[nn.Layer]) -> bool:
-    """Whether it is of this very class, and nobody wants to see what it computes: no hook, no forward of its own."""
-    if type(layer) is not kind or layer._forward_pre_hooks or layer._forward_post_hooks:
-        return False
-    return "forward" not in layer.__dict__
+    """Whether it is of this very class and not hooked."""
+    return type(layer) is kind and not is_hooked(layer)

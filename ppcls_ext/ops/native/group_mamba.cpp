@@ -34,17 +34,18 @@ constexpr int BLOCK_EPSILONS = 2, STAGE_EPSILON = 6;  // where they are among th
 
 struct Shape {
     int64_t n, height, width, channels, rank, reduced, hidden, blocks;
+    int64_t threads = omp_get_max_threads();  // that work on it together
     int64_t length() const { return height * width; }
     int64_t group() const { return channels / GROUPS; }
     int64_t together() const {
         const int64_t images = (TOGETHER + length() - 1) / length();
         return images < n ? images : n;
     }
-    // How far tokens lie apart inside of the MLP: an odd number of lines of the cache, as many even ones share its sets
+    // How far tokens lie apart inside of the MLP: an even number of lines would put them into few sets of the cache
     int64_t wide() const { return ((hidden + LINE - 1) / LINE | 1) * LINE; }
     // How many images at once a thread takes through the stage by itself; 0: all threads work on the same ones
     int64_t alone() const {
-        const int64_t threads = omp_get_max_threads(), most = std::min(n / threads, together());
+        const int64_t most = std::min(n / threads, together());
         if (threads == 1 || most == 0) return 0;
         // four turns for each, so that the last to end is not late by much
         return std::min(most, std::max((ALONE + length() - 1) / length(), n / (4 * threads)));
@@ -52,13 +53,11 @@ struct Shape {
     // In how many bands the MLP takes the map of an image; 0: all of it at once. No sum depends on it.
     int64_t bands() const {
         if (length() * hidden < BANDED || height < BAND) return 0;
-        return std::min<int64_t>(omp_in_parallel() ? 1 : omp_get_max_threads(), height / BAND);
+        return std::min(threads, height / BAND);
     }
     ProductShape into_mlp(int64_t rows) const { return {rows, channels, hidden, channels, hidden, 1, wide()}; }
     ProductShape out_of_mlp(int64_t rows) const { return {rows, hidden, channels, wide(), channels, 1, channels}; }
 };
-
-Shape shape_of(const int64_t* s) { return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]}; }
 
 struct Weights {
     const float* const* of;
@@ -294,9 +293,9 @@ struct Stage {
     std::vector<int64_t> way;
     Shape shape;
     bool last;
-    Stage(const Stages& of, int64_t n, bool last) : way(of.way), shape(of.shape), last(last) { way[0] = shape.n = n; }
-    const float* const* norm(const float* const* weights) const {
-        return weights + embedding_weights(way.data()) + shape.blocks * OF_A_BLOCK;
+    Stage(const Stages& of, int64_t n, int64_t threads, bool last) : way(of.way), shape(of.shape), last(last) {
+        way[0] = shape.n = n;
+        shape.threads = threads;
     }
     int64_t room() const { return std::max(embedding_room(way.data()), room_of(shape)); }
     // packed: the weights of the way into it. All tokens but the last are normalised.
@@ -333,15 +332,24 @@ void logits_of(const Shape& last, int64_t classes, const float* epsilon, const f
 
 }  // namespace
 
-// How many values of memory group_mamba_forward needs
+// The images of a stage: the first `shared` are taken by threads that are by themselves, `one` at a time
+struct Split {
+    int64_t threads, alone, shared;
+    Stage one, rest;
+    Split(const Stages& of, bool last)
+        : threads(of.shape.threads), alone(of.shape.alone()),
+          shared(alone ? of.shape.n / (alone * threads) * alone * threads : 0), one(of, alone, 1, last),
+          rest(of, of.shape.n - shared, threads, last) {}
+};
+
+// How many values of memory group_mamba_forward needs: many images need some for each thread
 extern "C" int64_t group_mamba_room(const int64_t* sizes) {
     Stages stages(sizes);
     int64_t most = 0;
     while (stages.next()) {
-        const Shape& s = stages.shape;
-        const int64_t packed = embedding_packed(stages.way.data()), alone = s.alone();
-        const int64_t all = Stage(stages, s.n, false).room(), one = Stage(stages, alone, false).room();
-        most = std::max({most, packed + all, packed + (alone ? omp_get_max_threads() * one : 0)});
+        const Split split(stages, false);
+        const int64_t own = std::max(split.shared ? split.threads * split.one.room() : 0, split.rest.room());
+        most = std::max(most, embedding_packed(stages.way.data()) + own);
     }
     const Shape& last = stages.shape;
     return std::max(most, last.n * (last.channels + sizes[4]) + room_of(of_class(last)));
@@ -358,24 +366,21 @@ extern "C" void group_mamba_forward(const int64_t* sizes, const float* epsilon, 
     const Shape& s = stages.shape;
     const float* const* norm = nullptr;
     for (int64_t i = 0; stages.next(); i++) {
-        const bool last = i + 1 == sizes[5];
+        const Split split(stages, i + 1 == sizes[5]);
         pack_embedding(stages.way.data(), weights, room);
         float* const free = room + embedding_packed(stages.way.data());
         const auto pass = [&](const Stage& stage, int64_t image, float* own) {
             stage.pass(epsilon, weights, room, x + image * stages.before, own,
                        tokens[i] + image * s.length() * s.channels);
         };
-        const int64_t alone = s.alone(), threads = omp_get_max_threads();
-        const int64_t shared = alone ? s.n / (alone * threads) * alone * threads : 0;  // the first that all share
-        if (shared) {
-            const Stage stage(stages, alone, last);
-            const int64_t size = stage.room();
+        if (split.shared) {
+            const int64_t size = split.one.room();
 #pragma omp parallel for schedule(monotonic : dynamic)  // Paddle's OpenMP knows no other
-            for (int64_t image = 0; image < shared; image += alone)
-                pass(stage, image, free + omp_get_thread_num() * size);
+            for (int64_t image = 0; image < split.shared; image += split.alone)
+                pass(split.one, image, free + omp_get_thread_num() * size);
         }
-        if (shared < s.n) pass(Stage(stages, s.n - shared, last), shared, free);
-        norm = Stage(stages, s.n, last).norm(weights);
+        if (split.shared < s.n) pass(split.rest, split.shared, free);
+        norm = weights + embedding_weights(stages.way.data()) + s.blocks * OF_A_BLOCK;
         weights = norm + 2;
         x = tokens[i];
     }

@@ -1,4 +1,5 @@
-// What larger operators are made of: each computes with all threads and returns when it is done.
+// What larger operators are made of: each computes with all threads, or in a parallel region with the calling thread
+// alone, and returns when it is done.
 #pragma once
 
 #include "vectors.h"

@@ -15,7 +15,7 @@ inline vec slope(vec z, int64_t activation) {
         vec s = sigmoid(z);
         return s * (1.0f + z * (1.0f - s));
     }
-    if (activation == GELU) {
+    if (activation == GELU || activation == RATIONAL_GELU) {
         vec distribution, density;
         normal(z, distribution, density);
         return distribution + z * density;
@@ -34,7 +34,8 @@ struct Shape : TokenShape {
 };
 
 constexpr int TOGETHER = 4;  // places of a row
-constexpr int64_t SPAN = 2 * TOGETHER;  // of those that keep a block's weights: so many tokens stream from the memory
+// Places of a row that pass by a block's weights while these are in registers; the first time one more, the row's edge.
+constexpr int64_t SPAN = 2 * TOGETHER;
 constexpr int SUMS = 10;     // gradients of nine weights and a bias
 constexpr int64_t STRIP = 24;  // rows of which one thread makes such sums, never a matter of how many there are
 

@@ -180,7 +180,7 @@ inline vec gelu(vec x) {
 }
 
 // The same in half the time, for inference: training keeps to the distribution of its gradient. It is 1/2 + x P(x^2) /
-// Q(x^2), fitted to 6e-9 up to 5.4, and from there on 0 or 1; within three units of the last place of the larger of 1 and x
+// Q(x^2), fitted up to 5.4, and from there on 0 or 1; within three units of the last place of the larger of 1 and x
 inline vec rational_gelu(vec x) {
     const vec square = x * x, t = square < 29.16f ? square : all(29.16f);
     vec p = all(2.33867262e-8f), q = all(1.21659076e-6f);
@@ -190,7 +190,7 @@ inline vec rational_gelu(vec x) {
     p = p * t + 3.33722401e-2f, q = q * t + 2.50317890e-1f;
     p = p * t + 3.98942245e-1f, q = q * t + 1.0f;
     const vec inside = x * (0.5f + x * (p * inverse(q)));
-    return square > 29.16f ? most(x, vec{}) : inside;  // a NaN is not: inside
+    return square > 29.16f ? x * (x > 0.0f ? all(1) : vec{}) : inside;  // of a NaN and of -infinity a NaN
 }
 
 // Memory of one thread, kept from call to call.
