@@ -25,7 +25,7 @@ struct Conv {
     int64_t line() const { return (width + 2 * padding()) * channels; }
     int64_t image() const { return (height + 2 * padding()) * line(); }  // with the border
     // The output channels come in panels of so many
-    int64_t panel_channels() const { return out_channels <= LANES ? LANES : 2 * LANES; }
+    int64_t panel_channels() const { return panel_width(out_channels); }
     int64_t panels() const { return (out_channels + panel_channels() - 1) / panel_channels(); }
     int64_t inner() const { return kernel * kernel * channels; }
     int64_t packed() const { return panels() * panel_channels() * inner(); }

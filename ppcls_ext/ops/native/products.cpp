@@ -120,7 +120,7 @@ int64_t panels_of(const ProductShape& s) { return (s.columns + panel_columns(s) 
 
 }  // namespace
 
-int64_t panel_columns(const ProductShape& s) { return s.columns <= LANES ? LANES : 2 * LANES; }
+int64_t panel_columns(const ProductShape& s) { return panel_width(s.columns); }
 
 void multiply_panel(const ProductShape& s, const Product& product, int64_t column) {
     Product own = product;

@@ -9,6 +9,9 @@ constexpr int ROWS = LANES == 16 ? 12 : 6;  // of a tile: twice as many sums, wi
 constexpr int64_t CHUNK = 256;              // rows that one thread takes past a panel, at the most
 constexpr int64_t ITEMS = 12;               // of work, at least, so that threads share it evenly
 
+// How many columns a panel of so many takes
+inline int64_t panel_width(int64_t columns) { return columns <= LANES ? LANES : 2 * LANES; }
+
 // The rows of one side: x_row values apart; each consists of runs of `inner` values that begin run_step values apart.
 // panel_step: what lies between the rows of a panel that is not packed, 0 for one that is.
 struct Rows {
