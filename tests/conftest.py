@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# What the compiled operators are built for, `native` unless set: x86-64-v3 has vectors of 8 floats, x86-64 of 4
+MARCH = "PPCLS_TEST_MARCH"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,7 +24,15 @@ def compiled_operators() -> bool:
     """All tests run with the compiled operators where they can be built; `native.plain()` turns them off."""
     from ppcls_ext.ops import native
 
+    native.FLAGS = built_for(os.environ.get(MARCH, "native"))
     return native.install()
+
+
+def built_for(march: str) -> tuple[str, ...]:
+    """The compiler's options for the operators of another kind of processor."""
+    from ppcls_ext.ops import native
+
+    return tuple(f"-march={march}" if flag.startswith("-march=") else flag for flag in native.FLAGS)
 
 
 @pytest.fixture

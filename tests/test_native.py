@@ -13,12 +13,23 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from conftest import MARCH, built_for
 
 from ppcls_ext.layers import DepthwiseConv2D, DirectConv2D, Sequential, normalised
 from ppcls_ext.layers.normalised import _compiled
 from ppcls_ext.ops import cross_scan, depthwise_conv, direct_conv, native, token_conv
 
 TOLERANCE = 1e-5  # of the largest value
+INSTRUCTIONS = {"x86-64-v3": {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}}
+
+
+def skip_unless_it_runs(march: str) -> None:
+    """Skips, and says why, what is built for instructions that this processor has not."""
+    with open("/proc/cpuinfo") as lines:
+        known = next(line for line in lines if line.startswith("flags")).split()
+    missing = INSTRUCTIONS.get(march, set()) - set(known)
+    if missing:
+        pytest.skip(f"this processor lacks {', '.join(sorted(missing))}, which are part of {march}")
 
 
 def draw(*shapes: tuple[int, ...]) -> list[np.ndarray]:
@@ -335,7 +346,10 @@ def run_program(code: str, cache: Path | None = None, **environment: str) -> lis
     return done.stdout.splitlines()
 
 
-def test_bits_depend_neither_on_the_run_nor_on_threads_nor_on_forking_a_loaders_worker(built: None) -> None:
+# Other vectors have other ends; what the compiler makes of a sum would depend on the processor, too.
+@pytest.mark.parametrize("march", ["native", "x86-64-v3", pytest.param("x86-64", marks=pytest.mark.slow)])
+def test_bits_depend_neither_on_the_run_nor_on_threads_nor_on_forking_a_loaders_worker(built: None, march: str) -> None:
+    skip_unless_it_runs(march)
     # The worker does what the loader's do, which compute without Paddle: its locks may be held when the fork comes.
     forked = """
 child = os.fork()
@@ -344,9 +358,25 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0
 print(digest())
 """
-    runs = [run_program(WORK, OMP_NUM_THREADS="1"), run_program(WORK + forked, OMP_NUM_THREADS="2")]
+    work = f"from ppcls_ext.ops import native; native.FLAGS = {built_for(march)}\n" + WORK
+    runs = [run_program(work, OMP_NUM_THREADS="1"), run_program(work + forked, OMP_NUM_THREADS="2")]
     digests = {line for run in runs for line in run[1:]}
     assert len(runs[1]) == 3 and len(digests) == 1, runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("march", ["x86-64-v3", "x86-64"])
+def test_vectors_of_other_widths_pass_the_same_tests(built: None, march: str, repository: Path) -> None:
+    skip_unless_it_runs(march)
+    files = sorted(str(path) for path in (repository / "tests").glob("test_native*.py"))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *files],
+        capture_output=True,
+        text=True,
+        env={**os.environ, MARCH: march},
+        cwd=repository,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
 
 
 def test_processes_that_come_at_once_build_once_and_all_load(built: None, tmp_path: Path) -> None:

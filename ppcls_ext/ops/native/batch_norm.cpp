@@ -34,12 +34,12 @@ inline vec passed(vec gradient, vec x) {
     if (ACTIVATION == RELU6) return (x > 0.0f) & (x < 6.0f) ? gradient : vec{};
     if (ACTIVATION == SILU) {
         const vec share = sigmoid(x);
-        return gradient * share * (1.0f + x * (1.0f - share));
+        return gradient * share * fused(x, 1.0f - share, 1.0f);
     }
     if (ACTIVATION == GELU) {
         vec distribution, density;
         normal(x, distribution, density);
-        return gradient * (distribution + x * density);
+        return gradient * fused(x, density, distribution);
     }
     return gradient;
 }
@@ -94,7 +94,7 @@ struct Block {
         pieces([&](int64_t from, int64_t count) { piece(from, count, work); });
     }
 
-    // COUNT results for each channel; work(where in a tensor, where in a piece, count, add), add(number, value)
+    // COUNT results for each channel; work(where in a tensor, where in a piece, count, add), add(number, a, b) adds a b
     template <int COUNT, typename Do>
     void totals(double (*results)[PIECE], Do work) const {
         alignas(64) float sums[COUNT][PIECE];
@@ -112,7 +112,10 @@ struct Block {
         int64_t done = 0;
         pieces([&](int64_t from, int64_t count) {
             piece(from, count, [&](int64_t at, int64_t i, int own) {
-                work(at, i, own, [&](int k, vec value) { store(sums[k] + i, load(sums[k] + i) + ::first(value, own)); });
+                work(at, i, own, [&](int k, vec a, vec b) {
+                    const vec before = load(sums[k] + i);
+                    store(sums[k] + i, own == LANES ? fused(a, b, before) : before + ::first(a * b, own));
+                });
             });
             if (++done % IN_FLOAT == 0) empty();
         });
@@ -135,7 +138,7 @@ struct Block {
 
 struct Places {
     alignas(64) float mean[PIECE], factor[PIECE], bias[PIECE];
-    vec normalised(vec x, int64_t i) const { return (x - load(mean + i)) * load(factor + i) + load(bias + i); }
+    vec normalised(vec x, int64_t i) const { return fused(x - load(mean + i), load(factor + i), load(bias + i)); }
 };
 
 template <int ACTIVATION>
@@ -149,7 +152,7 @@ void forward(const Shape& s, const float* constants, const float* x, const float
         double sums[1][PIECE];
         block.totals<1>(sums, [&](int64_t at, int64_t, int own, auto add) {
             block.next(x + at);
-            add(0, load(x + at, own));
+            add(0, load(x + at, own), all(1));
         });
         for (int64_t c = 0; c < block.channels; c++) {
             kept[block.first + c] = sums[0][c] / s.count();
@@ -157,15 +160,16 @@ void forward(const Shape& s, const float* constants, const float* x, const float
         }
         block.totals<1>(sums, [&](int64_t at, int64_t i, int own, auto add) {
             const vec away = load(x + at, own) - load(places.mean + i);
-            add(0, away * away);
+            add(0, away, away);
         });
         for (int64_t c = 0; c < block.channels; c++) {
             const int64_t channel = block.first + c;
             const float mean = kept[channel], variance = sums[0][c] / s.count();
             const float scale = 1 / std::sqrt(double(variance) + epsilon);
             kept[s.channels + channel] = scale;
-            running_mean[channel] = momentum * running_mean[channel] + (1 - momentum) * mean;
-            running_variance[channel] = momentum * running_variance[channel] + (1 - momentum) * variance;
+            running_mean[channel] = __builtin_fmaf(momentum, running_mean[channel], (1 - momentum) * mean);
+            running_variance[channel] =
+                __builtin_fmaf(momentum, running_variance[channel], (1 - momentum) * variance);
             block.spread(places.factor, c, scale * weight[channel]);
             block.spread(places.bias, c, bias[channel]);
         }
@@ -207,8 +211,8 @@ void backward(const Shape& s, const float* x, const float* weight, const float* 
                 block.next_to_write(held + at);
                 store(held + at, value, own);
             }
-            add(0, value);
-            add(1, value * (input - load(places.mean + i)));
+            add(0, value, all(1));
+            add(1, value, input - load(places.mean + i));
         });
         for (int64_t c = 0; c < block.channels; c++) {
             const int64_t channel = block.first + c;
@@ -221,7 +225,7 @@ void backward(const Shape& s, const float* x, const float* weight, const float* 
         if (x_gradient)
             block.vectors([&](int64_t at, int64_t i, int own) {
                 const vec away = load(x + at, own) - load(places.mean + i);
-                const vec value = load(from + at, own) - load(level + i) - away * load(slope + i);
+                const vec value = fused(-away, load(slope + i), load(from + at, own) - load(level + i));
                 store(x_gradient + at, value * load(places.factor + i), own);
             });
     }

@@ -52,7 +52,7 @@ void tile(const Terms& terms, int64_t place, const float* weights, float* to, in
             for (int o = 0; o < OUT; o++) {
                 const vec w = all(weights[o]);
 #pragma GCC unroll 8
-                for (int v = 0; v < WIDTH; v++) sums[o][v] += w * x[v];
+                for (int v = 0; v < WIDTH; v++) sums[o][v] = fused(w, x[v], sums[o][v]);
             }
         }
 #pragma GCC unroll 8

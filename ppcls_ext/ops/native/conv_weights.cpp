@@ -49,7 +49,7 @@ void places_tile(vec* sums, int64_t sums_stride, const float* g, int64_t g_strid
             for (int k = 0; k < TERMS; k++) {
                 const vec value = load(from[k] + i);
 #pragma GCC unroll 8
-                for (int o = 0; o < OUT; o++) kept[o][k] += values[o] * value;
+                for (int o = 0; o < OUT; o++) kept[o][k] = fused(values[o], value, kept[o][k]);
             }
         }
     }
@@ -125,7 +125,7 @@ void channels_tile(vec* sums, int64_t sums_stride, const float* g, int64_t g_str
                     for (int j = 0; j < COLUMNS; j++) {
                         const vec value = all(row[r][j]);
 #pragma GCC unroll 8
-                        for (int v = 0; v < VECS; v++) kept[v][r][j] += values[v] * value;
+                        for (int v = 0; v < VECS; v++) kept[v][r][j] = fused(values[v], value, kept[v][r][j]);
                     }
                     row[r] += s.stride_x;
                 }

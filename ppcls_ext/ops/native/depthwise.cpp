@@ -15,8 +15,8 @@ void correlate(float* out, const float* const* from, const float* weights, int64
         vec a = all(start), b = a;
         for (int64_t t = 0; t < taps; t++) {
             vec w = all(weights[t]);
-            a += w * load(from[t] + i);
-            b += w * load(from[t] + i + LANES);
+            a = fused(w, load(from[t] + i), a);
+            b = fused(w, load(from[t] + i + LANES), b);
         }
         store(out + i, a);
         store(out + i + LANES, b);
@@ -38,7 +38,7 @@ void products(vec* sums, const float* g, const float* const* from, int64_t lengt
     for (int t = 0; t < TAPS; t++) kept[t] = sums[t];
     for (int64_t i = 0; i < length; i += LANES) {
         vec own = load(g + i);
-        for (int t = 0; t < TAPS; t++) kept[t] += own * load(from[t] + i);
+        for (int t = 0; t < TAPS; t++) kept[t] = fused(own, load(from[t] + i), kept[t]);
     }
     for (int t = 0; t < TAPS; t++) sums[t] = kept[t];
 }

@@ -68,26 +68,23 @@ struct Lanes {
 
 // rows[j][i] = from[i][j]
 inline void turned(const float* const* from, vec* rows) {
-#if defined(__AVX512F__)
-    // quarters of vectors are put together while they are loaded: half as many shuffles
+#if defined(__AVX__)
+    // fours of lanes are put together while they are loaded: half as many shuffles
 #pragma GCC unroll 4
     for (int q = 0; q < LANES; q += 4) {
-        __m512 four[4];
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
-            four[i] = _mm512_castps128_ps512(_mm_loadu_ps(from[i] + q));
-            four[i] = _mm512_mask_broadcast_f32x4(four[i], 0x00f0, _mm_loadu_ps(from[i + 4] + q));
-            four[i] = _mm512_mask_broadcast_f32x4(four[i], 0x0f00, _mm_loadu_ps(from[i + 8] + q));
-            four[i] = _mm512_mask_broadcast_f32x4(four[i], 0xf000, _mm_loadu_ps(from[i + 12] + q));
+#if defined(__AVX512F__)
+            __m512 four = _mm512_castps128_ps512(_mm_loadu_ps(from[i] + q));
+            four = _mm512_mask_broadcast_f32x4(four, 0x00f0, _mm_loadu_ps(from[i + 4] + q));
+            four = _mm512_mask_broadcast_f32x4(four, 0x0f00, _mm_loadu_ps(from[i + 8] + q));
+            rows[q + i] = _mm512_mask_broadcast_f32x4(four, 0xf000, _mm_loadu_ps(from[i + 12] + q));
+#else
+            const __m256 low = _mm256_castps128_ps256(_mm_loadu_ps(from[i] + q));
+            rows[q + i] = _mm256_insertf128_ps(low, _mm_loadu_ps(from[i + 4] + q), 1);
+#endif
         }
-        const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(four[0], four[1]));
-        const __m512d b = _mm512_castps_pd(_mm512_unpacklo_ps(four[2], four[3]));
-        const __m512d c = _mm512_castps_pd(_mm512_unpackhi_ps(four[0], four[1]));
-        const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(four[2], four[3]));
-        rows[q] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-        rows[q + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-        rows[q + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d));
-        rows[q + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
+        transpose_fours(rows + q);
     }
 #else
     for (int i = 0; i < LANES; i++) rows[i] = load(from[i]);
@@ -143,7 +140,7 @@ void correlate(float* out, const float* in, const int64_t* from, const float* we
         const vec w = load(weights + t * LANES);
         const float* x = in + from[t];
 #pragma GCC unroll 8
-        for (int i = 0; i < COUNT; i++) sums[i] += w * load(x + i * LANES);
+        for (int i = 0; i < COUNT; i++) sums[i] = fused(w, load(x + i * LANES), sums[i]);
     }
     for (int i = 0; i < COUNT; i++) store(out + i * LANES, sums[i]);
 }
@@ -177,7 +174,7 @@ void products(float* sums, const float* g, const float* map, const int64_t* from
         for (int64_t i = begin; i < end; i += LANES) {
             const vec own = load(g + i);
 #pragma GCC unroll 9
-            for (int t = 0; t < COUNT; t++) kept[t] += own * load(taps[t] + i);
+            for (int t = 0; t < COUNT; t++) kept[t] = fused(own, load(taps[t] + i), kept[t]);
         }
     }
     for (int t = 0; t < COUNT; t++) store(sums + t * LANES, load(sums + t * LANES) + kept[t]);

@@ -144,7 +144,7 @@ void rows(const Conv& s, int64_t first, int64_t end, int64_t column, const float
                                    const vec factor = scale ? load(scale + c, valid) : all(1);
                                    const vec added = load(shift + c, valid);
                                    for (int64_t p = 0; p < count; p++) {
-                                       vec z = load(sums + (p * VECTORS + v) * LANES) * factor + added;
+                                       vec z = fused(load(sums + (p * VECTORS + v) * LANES), factor, added);
                                        if (relu) z = z < 0.0f ? vec{} : z;
                                        store(to + (place + p) * s.out_channels + c, z, valid);
                                    }
@@ -200,7 +200,7 @@ void embed(const int64_t* sizes, float batch_epsilon, float epsilon, const float
             float *scale = kept.of(2 * own.out_channels), *shift = scale + own.out_channels;
             for (int64_t c = 0; c < own.out_channels; c++) {
                 scale[c] = given[1][c] / __builtin_sqrtf(given[4][c] + batch_epsilon);
-                shift[c] = given[2][c] - given[3][c] * scale[c];
+                shift[c] = __builtin_fmaf(-given[3][c], scale[c], given[2][c]);
             }
             clear_border(next, n, to);
             convolve(own, n, from, own_packed, scale, shift, inside(&next, own, to));

@@ -27,7 +27,7 @@ void normalise(const Shape& s, float epsilon, const float* x, const float* const
         for (int64_t c = 0; c < channels; c += LANES) {
             const int count = lanes(channels - c);
             const vec difference = load(from + c, count) - first(all(mean), count);
-            squares += difference * difference;
+            squares = fused(difference, difference, squares);
         }
         const float scale = 1.0f / __builtin_sqrtf(sum(squares) / channels + epsilon);
         if (kept) {
@@ -36,7 +36,7 @@ void normalise(const Shape& s, float epsilon, const float* x, const float* const
         }
         for (int64_t c = 0; c < channels; c += LANES) {
             const int count = lanes(channels - c);
-            vec result = (load(from + c, count) - mean) * scale * load(w + c, count) + load(b + c, count);
+            vec result = fused((load(from + c, count) - mean) * scale, load(w + c, count), load(b + c, count));
             if (gate) {
                 const vec z = load(gate + row * channels + c, count);
                 result *= z * sigmoid(z);
@@ -65,21 +65,21 @@ void row_backward(int64_t channels, const float* x, const float* weight, const f
         vec own = load(g + c, count);
         if (GATED) {
             const vec z = load(gate + c, count), s = sigmoid(z);
-            store(ggate + c, own * (normalised * w + load(bias + c, count)) * s * (1.0f + z * (1.0f - s)), count);
+            store(ggate + c, own * fused(normalised, w, load(bias + c, count)) * s * fused(z, 1.0f - s, 1.0f), count);
             own *= z * s;
         }
-        store(weight_sums + c, load(weight_sums + c, count) + own * normalised, count);
+        store(weight_sums + c, fused(own, normalised, load(weight_sums + c, count)), count);
         store(bias_sums + c, load(bias_sums + c, count) + own, count);
         own *= w;
         sums += own;
-        products += own * normalised;
+        products = fused(own, normalised, products);
         store(gx + c, own, count);
     }
     const float mean_of_sums = sum(sums) / channels, mean_of_products = sum(products) / channels;
     for (int64_t c = 0; c < channels; c += LANES) {
         const int count = lanes(channels - c);
         const vec normalised = (load(x + c, count) - mean) * scale;
-        store(gx + c, scale * (load(gx + c, count) - mean_of_sums - normalised * mean_of_products), count);
+        store(gx + c, scale * fused(-normalised, all(mean_of_products), load(gx + c, count) - mean_of_sums), count);
     }
 }
 

@@ -59,10 +59,10 @@ void scan_of_products(const ScanShape& s, const float* u, const float* low, cons
             const int64_t at = start + p * channels;
             const float* own = low + (row * length + p) * low_row;
             vec step = {};
-            for (int64_t r = 0; r < s.rank; r++) step += load(weights + r * LANES) * own[r];
+            for (int64_t r = 0; r < s.rank; r++) step = fused(load(weights + r * LANES), all(own[r]), step);
             const vec u_v = load(u + at, count), size = softplus(step + bias_v);
-            h = exponential(size * a_v) * h + size * u_v * own[s.rank];
-            store(y + at, h * own[s.rank + 1] + d_v * u_v, count);
+            h = fused(exponential(size * a_v), h, size * u_v * own[s.rank]);
+            store(y + at, fused(h, all(own[s.rank + 1]), d_v * u_v), count);
         });
     }
 }
@@ -86,8 +86,8 @@ extern "C" void scan_forward(const int64_t* sizes, const int64_t* orders, const 
         for (int64_t t = 0; t < length; t++) {
             const int64_t p = place(t), at = start + p * channels;
             const vec u_v = load(u + at, count), s = softplus(load(step + at, count) + bias_v);
-            h = exponential(s * a_v) * h + s * u_v * b[(row * length + p) * apart];
-            store(y + at, h * c[(row * length + p) * apart] + d_v * u_v, count);
+            h = fused(exponential(s * a_v), h, s * u_v * b[(row * length + p) * apart]);
+            store(y + at, fused(h, all(c[(row * length + p) * apart]), d_v * u_v), count);
         }
     }
 }
@@ -119,7 +119,7 @@ extern "C" void scan_backward(const int64_t* sizes, const int64_t* orders, const
             for (int64_t t = 0; t < length; t++) {
                 const int64_t p = place(t), at = start + p * channels;
                 const vec s = softplus(load(step + at, count) + bias_v), decay = exponential(s * a_v);
-                h = decay * h + s * load(u + at, count) * b[(row * length + p) * apart];
+                h = fused(s * load(u + at, count), all(b[(row * length + p) * apart]), decay * h);
                 store(kept_s + t * LANES, s);
                 store(kept_decay + t * LANES, decay);
                 store(kept_h + t * LANES, h);
@@ -130,15 +130,15 @@ extern "C" void scan_backward(const int64_t* sizes, const int64_t* orders, const
                 const vec u_v = load(u + at, count), g_v = load(g + at, count);
                 const vec s = load(kept_s + t * LANES), decay = load(kept_decay + t * LANES);
                 const vec before = t > 0 ? load(kept_h + (t - 1) * LANES) : vec{};
-                reaching += g_v * c[scalar];  // what reaches h[t]
+                reaching = fused(g_v, all(c[scalar]), reaching);  // what reaches h[t]
                 const vec through = reaching * before * decay;
-                const vec s_gradient = through * a_v + reaching * u_v * b[scalar];
+                const vec s_gradient = fused(through, a_v, reaching * u_v * b[scalar]);
                 const vec inner = s_gradient * sigmoid(load(step + at, count) + bias_v);
-                store(gu + at, g_v * d_v + reaching * s * b[scalar], count);
+                store(gu + at, fused(g_v, d_v, reaching * s * b[scalar]), count);
                 store(gstep + at, inner, count);
                 bias_sum += inner;
-                a_sum += through * s;
-                d_sum += g_v * u_v;
+                a_sum = fused(through, s, a_sum);
+                d_sum = fused(g_v, u_v, d_sum);
                 const float b_part = sum(reaching * s * u_v * fresh);
                 const float c_part = sum(g_v * load(kept_h + t * LANES) * fresh);
                 gb[scalar] = block ? gb[scalar] + b_part : b_part;

@@ -46,7 +46,7 @@ void tile(const Rows& s, const float* x, const float* panel, Ahead ahead, float*
             for (int r = 0; r < R; r++) {
                 const vec value = all(x[r * s.x_row + k]);
 #pragma GCC unroll 2
-                for (int v = 0; v < VECTORS; v++) sums[r][v] += value * w[v];
+                for (int v = 0; v < VECTORS; v++) sums[r][v] = fused(value, w[v], sums[r][v]);
             }
         }
 #pragma GCC unroll 16

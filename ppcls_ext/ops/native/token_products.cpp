@@ -33,7 +33,7 @@ void add_products(bool fresh, int64_t rows, const float* x, int64_t x_row, const
         for (int i = 0; i < R; i++) {
             const vec value = all(x[i]);
 #pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; v++) kept[i][v] += value * own[v];
+            for (int v = 0; v < VECTORS; v++) kept[i][v] = fused(value, own[v], kept[i][v]);
         }
     }
 #pragma GCC unroll 16
@@ -155,7 +155,7 @@ extern "C" void weighed_backward(const int64_t* sizes, const float* x, const flo
                 const vec with_weight = g_v * load(weight + image * channels + c, count);
                 store(x_gradient + at, with_weight * y_v, count);
                 store(y_gradient + at, with_weight * x_v, count);
-                store(sums + c, load(sums + c, count) + g_v * x_v * y_v, count);
+                store(sums + c, fused(g_v * x_v, y_v, load(sums + c, count)), count);
             }
     }
 }

@@ -13,12 +13,12 @@ namespace {
 inline vec slope(vec z, int64_t activation) {
     if (activation == SILU) {
         vec s = sigmoid(z);
-        return s * (1.0f + z * (1.0f - s));
+        return s * fused(z, 1.0f - s, 1.0f);
     }
     if (activation == GELU || activation == RATIONAL_GELU) {
         vec distribution, density;
         normal(z, distribution, density);
-        return distribution + z * density;
+        return fused(z, density, distribution);
     }
     return all(1);
 }
@@ -87,7 +87,7 @@ void convolve_block(const Shape& s, const Around& from, const float* weights, co
 #pragma GCC unroll 3
                 for (int j = 0; j < 3; j++)
 #pragma GCC unroll 4
-                    for (int p = 0; p < TOGETHER; p++) sums[p] += taps[3 * i + j] * near[p + j];
+                    for (int p = 0; p < TOGETHER; p++) sums[p] = fused(taps[3 * i + j], near[p + j], sums[p]);
             }
 #pragma GCC unroll 4
             for (int p = 0; p < TOGETHER; p++) finish(y * s.width + x + p, c, sums[p]);
@@ -96,9 +96,9 @@ void convolve_block(const Shape& s, const Around& from, const float* weights, co
             vec sum = start;
 #pragma GCC unroll 3
             for (int i = TOP; i < BOTTOM; i++) {
-                if (x > 0) sum += taps[3 * i] * value(i, x - 1);
-                sum += taps[3 * i + 1] * value(i, x);
-                if (x + 1 < s.width) sum += taps[3 * i + 2] * value(i, x + 1);
+                if (x > 0) sum = fused(taps[3 * i], value(i, x - 1), sum);
+                sum = fused(taps[3 * i + 1], value(i, x), sum);
+                if (x + 1 < s.width) sum = fused(taps[3 * i + 2], value(i, x + 1), sum);
             }
             finish(y * s.width + x, c, sum);
         }
@@ -155,7 +155,7 @@ void add_row(const Shape& s, const Around& from, const float* g, float* kept) {
 #pragma GCC unroll 3
                     for (int j = 0; j < 3; j++)
 #pragma GCC unroll 4
-                        for (int p = 0; p < TOGETHER; p++) sums[3 * i + j] += own[p] * near[p + j];
+                        for (int p = 0; p < TOGETHER; p++) sums[3 * i + j] = fused(own[p], near[p + j], sums[3 * i + j]);
                 }
                 x += TOGETHER - 1;
                 continue;
@@ -167,7 +167,7 @@ void add_row(const Shape& s, const Around& from, const float* g, float* kept) {
 #pragma GCC unroll 3
                 for (int j = 0; j < 3; j++)
                     if (i >= top && i < bottom && x + j > 0 && x + j <= s.width)
-                        sums[3 * i + j] += own * load(from.rows[i] + (x + j - 1) * step + c, count);
+                        sums[3 * i + j] = fused(own, load(from.rows[i] + (x + j - 1) * step + c, count), sums[3 * i + j]);
         }
 #pragma GCC unroll 10
         for (int t = 0; t < SUMS; t++) store(kept + t * LANES, sums[t]);

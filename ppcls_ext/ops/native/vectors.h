@@ -6,8 +6,11 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
 #elif defined(__AVX__)
 constexpr int LANES = 8;
@@ -23,23 +26,63 @@ inline vec all(float value) { return value - vec{}; }
 inline vec load(const float* from) { return *reinterpret_cast<const vec*>(from); }
 inline void store(float* to, vec value) { *reinterpret_cast<vec*>(to) = value; }
 
+#if defined(__AVX__) && !defined(__AVX512F__)
+// all bits of the first `count` lanes
+inline __m256i mask_of(int count) {
+    alignas(64) static constexpr int32_t EDGE[2 * LANES] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(EDGE + LANES - count));
+}
+#endif
+
 // the first `count` lanes alone, the others 0
 inline vec load(const float* from, int count) {
     if (count >= LANES) return load(from);
 #if defined(__AVX512F__)
     return _mm512_maskz_loadu_ps((1u << count) - 1, from);
-#endif
+#elif defined(__AVX__)
+    return _mm256_maskload_ps(from, mask_of(count));
+#else
     vec result = {};
     for (int i = 0; i < count; i++) result[i] = from[i];
     return result;
+#endif
 }
 inline void store(float* to, vec value, int count) {
     if (count >= LANES) return store(to, value);
 #if defined(__AVX512F__)
-    return _mm512_mask_storeu_ps(to, (1u << count) - 1, value);
-#endif
+    _mm512_mask_storeu_ps(to, (1u << count) - 1, value);
+#elif defined(__AVX__)
+    // in halves: masked stores take tens of cycles on some processors
+    __m128 left = _mm256_castps256_ps128(value);
+    if (count & 4) {
+        _mm_storeu_ps(to, left);
+        left = _mm256_extractf128_ps(value, 1);
+        to += 4;
+    }
+    if (count & 2) {
+        _mm_storel_pi(reinterpret_cast<__m64*>(to), left);
+        left = _mm_movehl_ps(left, left);
+        to += 2;
+    }
+    if (count & 1) _mm_store_ss(to, left);
+#else
     for (int i = 0; i < count; i++) to[i] = value[i];
+#endif
 }
+
+// a b + c, rounded once where the processor can. The compiler is told to make none of its own (-ffp-contract=off): which
+// sums it fuses depends on where they stand, and the same sum would have other bits in another place.
+inline vec fused(vec a, vec b, vec c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+inline vec fused(vec a, vec b, float c) { return fused(a, b, all(c)); }
+inline vec fused(vec a, float b, float c) { return fused(a, all(b), all(c)); }
 
 // of `left` values: how many the next vector takes
 inline int lanes(int64_t left) { return left < 0 ? 0 : left < LANES ? left : LANES; }
@@ -60,8 +103,40 @@ inline vec interleaved(vec a, vec b) {
     return __builtin_shuffle(a, b, places);
 }
 
+// of each four lanes the first, or the last, two: a0 b0 a1 b1, or in pairs a0 a1 b0 b1
+template <int HALF, bool PAIRS>
+inline vec interleaved_fours(vec a, vec b) {
+    ivec places;
+    for (int i = 0; i < LANES; i++) {
+        const int one = i % 2, two = i % 4 / 2;
+        places[i] = i / 4 * 4 + HALF * 2 + (PAIRS ? one + two * LANES : two + one * LANES);
+    }
+    return __builtin_shuffle(a, b, places);
+}
+
+// of four rows, every four lanes by themselves: rows[i][4 k + j] -> rows[j][4 k + i]
+inline void transpose_fours(vec* rows) {
+    const vec a = interleaved_fours<0, false>(rows[0], rows[1]), b = interleaved_fours<0, false>(rows[2], rows[3]);
+    const vec c = interleaved_fours<1, false>(rows[0], rows[1]), d = interleaved_fours<1, false>(rows[2], rows[3]);
+    rows[0] = interleaved_fours<0, true>(a, b);
+    rows[1] = interleaved_fours<1, true>(a, b);
+    rows[2] = interleaved_fours<0, true>(c, d);
+    rows[3] = interleaved_fours<1, true>(c, d);
+}
+
 // rows[i][j] -> rows[j][i]
 inline void transpose(vec* rows) {
+#if defined(__AVX__) && !defined(__AVX512F__)
+    // halves first: half as many shuffles
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const vec low = rows[i], high = rows[i + 4];
+        rows[i] = _mm256_permute2f128_ps(low, high, 0x20);
+        rows[i + 4] = _mm256_permute2f128_ps(low, high, 0x31);
+    }
+    transpose_fours(rows);
+    transpose_fours(rows + 4);
+#else
     for (int step = 1; step < LANES; step *= 2) {
         vec next[LANES];
 #pragma GCC unroll 16
@@ -72,6 +147,7 @@ inline void transpose(vec* rows) {
 #pragma GCC unroll 16
         for (int i = 0; i < LANES; i++) rows[i] = next[i];
     }
+#endif
 }
 
 // `value` in the first `count` lanes, 0 in the others
@@ -79,9 +155,12 @@ inline vec first(vec value, int count) {
     if (count >= LANES) return value;
 #if defined(__AVX512F__)
     return _mm512_maskz_mov_ps((1u << count) - 1, value);
-#endif
+#elif defined(__AVX__)
+    return _mm256_and_ps(value, _mm256_castsi256_ps(mask_of(count)));
+#else
     for (int i = count; i < LANES; i++) value[i] = 0;
     return value;
+#endif
 }
 
 // always in the same order, halves by halves, so that the bits are the same in every run
@@ -100,41 +179,55 @@ inline float sum(vec value) {
     return parts[0];
 }
 
-inline vec least(vec a, vec b) { return a < b ? a : b; }
-inline vec most(vec a, vec b) { return a > b ? a : b; }
+// with a NaN the second of the two; compilers make two instructions of a comparison with a constant
+inline vec least(vec a, vec b) {
+#if defined(__AVX512F__)
+    return _mm512_min_ps(a, b);
+#elif defined(__AVX__)
+    return _mm256_min_ps(a, b);
+#else
+    return a < b ? a : b;
+#endif
+}
+inline vec most(vec a, vec b) {
+#if defined(__AVX512F__)
+    return _mm512_max_ps(a, b);
+#elif defined(__AVX__)
+    return _mm256_max_ps(a, b);
+#else
+    return a > b ? a : b;
+#endif
+}
 
 // 1 / x, within two units of the last place of a float; x is not infinite
 inline vec inverse(vec x) {
 #if defined(__AVX512F__)
     const vec y = _mm512_rcp14_ps(x);
-    return y + y * (1.0f - x * y);
+    return fused(y, fused(-x, y, 1.0f), y);
 #endif
     return 1.0f / x;
 }
 
 // exp(x) = 2^n exp(r) with |r| <= ln(2) / 2, whose series of seven terms is exact to 2e-8; between 1e-38 and 2e38
 inline vec exponential(vec x) {
-    // a NaN stays one: it is neither less nor greater
+    x = least(all(88.0f), most(all(-87.0f), x));  // a NaN stays one
 #if defined(__AVX512F__)
-    x = _mm512_min_ps(all(88.0f), _mm512_max_ps(all(-87.0f), x));  // of a NaN and a number the second
     const vec n = _mm512_roundscale_ps(x * 1.44269504f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-    x = x < -87.0f ? all(-87.0f) : x;
-    x = x > 88.0f ? all(88.0f) : x;
-    vec n = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
+    vec n = fused(x, 1.44269504f, 12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to a whole number
     ivec exponent = reinterpret_cast<ivec&>(n) << 23;
     n -= 12582912.0f;
 #endif
-    vec r = x - n * 0.693359375f;
-    r += n * 2.12194440e-4f;
+    vec r = fused(n, all(-0.693359375f), x);
+    r = fused(n, all(2.12194440e-4f), r);
     vec y = all(1.0f / 5040);
-    y = y * r + 1.0f / 720;
-    y = y * r + 1.0f / 120;
-    y = y * r + 1.0f / 24;
-    y = y * r + 1.0f / 6;
-    y = y * r + 0.5f;
-    y = y * r + 1.0f;
-    y = y * r + 1.0f;
+    y = fused(y, r, 1.0f / 720);
+    y = fused(y, r, 1.0f / 120);
+    y = fused(y, r, 1.0f / 24);
+    y = fused(y, r, 1.0f / 6);
+    y = fused(y, r, 0.5f);
+    y = fused(y, r, 1.0f);
+    y = fused(y, r, 1.0f);
 #if defined(__AVX512F__)
     return _mm512_scalef_ps(y, n);
 #else
@@ -152,19 +245,19 @@ inline vec softplus(vec x) {
     vec z = y * inverse(2.0f + y);
     vec q = z * z;
     vec series = all(1.0f / 17);
-    for (int k = 7; k >= 0; k--) series = series * q + 1.0f / (2 * k + 1);
-    return most(x, vec{}) + 2.0f * z * series + (x == x ? vec{} : x);
+    for (int k = 7; k >= 0; k--) series = fused(series, q, 1.0f / (2 * k + 1));
+    return fused(2.0f * z, series, most(x, vec{})) + (x == x ? vec{} : x);
 }
 
 // The normal distribution up to x and its density there, by Abramowitz and Stegun 7.1.26: within 8e-8
 inline void normal(vec x, vec& distribution, vec& density) {
     vec size = x < 0.0f ? -x : x;
-    vec t = inverse(1.0f + 0.3275911f * 0.70710678f * least(size, all(1e4f)));
+    vec t = inverse(fused(least(size, all(1e4f)), 0.3275911f * 0.70710678f, 1.0f));
     vec series = all(1.061405429f);
-    series = series * t - 1.453152027f;
-    series = series * t + 1.421413741f;
-    series = series * t - 0.284496736f;
-    series = series * t + 0.254829592f;
+    series = fused(series, t, -1.453152027f);
+    series = fused(series, t, 1.421413741f);
+    series = fused(series, t, -0.284496736f);
+    series = fused(series, t, 0.254829592f);
     vec bell = exponential(-0.5f * x * x);
     vec tail = 0.5f * series * t * bell;
     distribution = x < 0.0f ? tail : 1.0f - tail;
@@ -182,14 +275,14 @@ inline vec gelu(vec x) {
 // The same in half the time, for inference: training keeps to the distribution of its gradient. It is 1/2 + x P(x^2) /
 // Q(x^2), fitted up to 5.4, and from there on 0 or 1; within three units of the last place of the larger of 1 and x
 inline vec rational_gelu(vec x) {
-    const vec square = x * x, t = square < 29.16f ? square : all(29.16f);
+    const vec square = x * x, t = least(square, all(29.16f));
     vec p = all(2.33867262e-8f), q = all(1.21659076e-6f);
-    p = p * t + 6.36002026e-6f, q = q * t + 7.24002179e-5f;
-    p = p * t + 1.64321806e-4f, q = q * t + 1.85898213e-3f;
-    p = p * t + 4.65085184e-3f, q = q * t + 2.83786939e-2f;
-    p = p * t + 3.33722401e-2f, q = q * t + 2.50317890e-1f;
-    p = p * t + 3.98942245e-1f, q = q * t + 1.0f;
-    const vec inside = x * (0.5f + x * (p * inverse(q)));
+    p = fused(p, t, 6.36002026e-6f), q = fused(q, t, 7.24002179e-5f);
+    p = fused(p, t, 1.64321806e-4f), q = fused(q, t, 1.85898213e-3f);
+    p = fused(p, t, 4.65085184e-3f), q = fused(q, t, 2.83786939e-2f);
+    p = fused(p, t, 3.33722401e-2f), q = fused(q, t, 2.50317890e-1f);
+    p = fused(p, t, 3.98942245e-1f), q = fused(q, t, 1.0f);
+    const vec inside = x * fused(x, p * inverse(q), 0.5f);
     return square > 29.16f ? x * (x > 0.0f ? all(1) : vec{}) : inside;  // of a NaN and of -infinity a NaN
 }
 
