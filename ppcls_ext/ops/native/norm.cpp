@@ -1,11 +1,13 @@
 // Layer norm of tokens, several groups with weights of their own, and its product with SiLU of a gate; its gradients.
 
+#include <algorithm>
 #include <vector>
 
 #include "steps.h"
 
 namespace {
 
+constexpr int TOGETHER = 4;          // rows that are normalised side by side
 constexpr int64_t CHUNK = 256;  // rows whose part of the weights' gradients is one sum: never a matter of threads
 
 // (groups, rows, channels), of rows
@@ -14,35 +16,68 @@ struct Shape {
     bool large() const { return groups * rows * channels >= 16384; }  // threads take 10 us to wake
 };
 
-void normalise(const Shape& s, float epsilon, const float* x, const float* const* weight, const float* const* bias,
-               const float* gate, float* kept, float* y) {
-    const int64_t channels = s.channels;
-#pragma omp parallel for schedule(static) if (s.large())
-    for (int64_t row = 0; row < s.groups * s.rows; row++) {
-        const float* from = x + row * channels;
-        const float *w = weight[row / s.rows], *b = bias[row / s.rows];
-        vec sums = {}, squares = {};
-        for (int64_t c = 0; c < channels; c += LANES) sums += load(from + c, lanes(channels - c));
-        const float mean = sum(sums) / channels;
-        for (int64_t c = 0; c < channels; c += LANES) {
-            const int count = lanes(channels - c);
-            const vec difference = load(from + c, count) - first(all(mean), count);
-            squares = fused(difference, difference, squares);
+// COUNT rows from `row` on, of one group, side by side: a row's own sums wait for one another. Each row's bits are those
+// that it has by itself.
+template <int COUNT>
+void normalise_rows(const Shape& s, float epsilon, int64_t row, const float* x, const float* const* weight,
+                    const float* const* bias, const float* gate, float* kept, float* y) {
+    const int64_t channels = s.channels, whole = channels / LANES * LANES;
+    const int left = channels - whole;
+    const float *from = x + row * channels, *w = weight[row / s.rows], *b = bias[row / s.rows];
+    vec sums[COUNT] = {}, squares[COUNT] = {};
+    for (int64_t c = 0; c < whole; c += LANES)
+#pragma GCC unroll 4
+        for (int r = 0; r < COUNT; r++) sums[r] += load(from + r * channels + c);
+    float mean[COUNT], scale[COUNT];
+#pragma GCC unroll 4
+    for (int r = 0; r < COUNT; r++) {
+        if (left) sums[r] += load(from + r * channels + whole, left);
+        mean[r] = sum(sums[r]) / channels;
+    }
+    for (int64_t c = 0; c < whole; c += LANES)
+#pragma GCC unroll 4
+        for (int r = 0; r < COUNT; r++) {
+            const vec difference = load(from + r * channels + c) - mean[r];
+            squares[r] = fused(difference, difference, squares[r]);
         }
-        const float scale = 1.0f / __builtin_sqrtf(sum(squares) / channels + epsilon);
+#pragma GCC unroll 4
+    for (int r = 0; r < COUNT; r++) {
+        if (left) {
+            const vec difference = load(from + r * channels + whole, left) - first(all(mean[r]), left);
+            squares[r] = fused(difference, difference, squares[r]);
+        }
+        scale[r] = 1.0f / __builtin_sqrtf(sum(squares[r]) / channels + epsilon);
         if (kept) {
-            kept[2 * row] = mean;
-            kept[2 * row + 1] = scale;
+            kept[2 * (row + r)] = mean[r];
+            kept[2 * (row + r) + 1] = scale[r];
         }
-        for (int64_t c = 0; c < channels; c += LANES) {
-            const int count = lanes(channels - c);
-            vec result = fused((load(from + c, count) - mean) * scale, load(w + c, count), load(b + c, count));
+    }
+    for (int64_t c = 0; c < channels; c += LANES) {
+        const int count = lanes(channels - c);
+        const vec w_v = load(w + c, count), b_v = load(b + c, count);
+#pragma GCC unroll 4
+        for (int r = 0; r < COUNT; r++) {
+            vec result = fused((load(from + r * channels + c, count) - mean[r]) * scale[r], w_v, b_v);
             if (gate) {
-                const vec z = load(gate + row * channels + c, count);
+                const vec z = load(gate + (row + r) * channels + c, count);
                 result *= z * sigmoid(z);
             }
-            store(y + row * channels + c, result, count);
+            store(y + (row + r) * channels + c, result, count);
         }
+    }
+}
+
+void normalise(const Shape& s, float epsilon, const float* x, const float* const* weight, const float* const* bias,
+               const float* gate, float* kept, float* y) {
+    const int64_t parts = (s.rows + TOGETHER - 1) / TOGETHER;
+#pragma omp parallel for schedule(static) if (s.large())
+    for (int64_t part = 0; part < s.groups * parts; part++) {
+        int64_t row = part / parts * s.rows + part % parts * TOGETHER;
+        const int64_t end = std::min(row + TOGETHER, (part / parts + 1) * s.rows);
+        if (end - row == TOGETHER)
+            normalise_rows<TOGETHER>(s, epsilon, row, x, weight, bias, gate, kept, y);
+        else
+            for (; row < end; row++) normalise_rows<1>(s, epsilon, row, x, weight, bias, gate, kept, y);
     }
 }
 
