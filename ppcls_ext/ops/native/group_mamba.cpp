@@ -220,7 +220,9 @@ void mlp(const Shape& s, int64_t n, const float* epsilon, const float* const* w,
         for (float* token = inside; token < inside + rows * s.wide(); token += s.wide())
             for (int64_t i = 0; i < s.hidden; i += LANES) {
                 const int count = lanes(s.hidden - i);
-                store(token + i, rational_gelu(load(token + i, count)), count);
+                vec value[1] = {load(token + i, count)};
+                rational_gelu(value);
+                store(token + i, value[0], count);
             }
     }
     const Product out{inside, w[MLP2], y, w[MLP2_BIAS], nullptr, nullptr, y};

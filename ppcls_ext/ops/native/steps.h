@@ -40,11 +40,10 @@ void normalise(int64_t groups, int64_t rows, int64_t channels, float epsilon, co
 
 enum Activation { NONE = 0, SILU = 1, GELU = 2, RATIONAL_GELU = 3 };
 
-inline vec activated(vec z, int64_t activation) {
-    if (activation == SILU) return silu(z);
-    if (activation == GELU) return gelu(z);
+template <int COUNT>
+inline void activate(vec (&z)[COUNT], int64_t activation) {
     if (activation == RATIONAL_GELU) return rational_gelu(z);
-    return z;
+    for (int i = 0; i < COUNT; i++) z[i] = activation == SILU ? silu(z[i]) : activation == GELU ? gelu(z[i]) : z[i];
 }
 
 // Depthwise 3x3 convolution of x (sets, n, height, width, channels), padded by 1, weight[i] (channels, 9), bias[i]

@@ -63,6 +63,12 @@ Around around(const Shape& s, const float* image, int64_t y) {
     return {{y > 0 ? row - s.line() : nullptr, row, y + 1 < s.height ? row + s.line() : nullptr}};
 }
 
+template <int COUNT>
+inline void store_places(float* to, int64_t step, const vec (&values)[COUNT], int count) {
+#pragma GCC unroll 4
+    for (int i = 0; i < COUNT; i++) store(to + i * step, values[i], count);
+}
+
 // The channels of a block in a row's places from `x` to `end`, of the kernel's rows those from TOP to BOTTOM; WHOLE: a
 // vector of channels
 template <bool WHOLE, int TOP, int BOTTOM, class Finish>
@@ -89,18 +95,17 @@ void convolve_block(const Shape& s, const Around& from, const float* weights, co
 #pragma GCC unroll 4
                     for (int p = 0; p < TOGETHER; p++) sums[p] = fused(taps[3 * i + j], near[p + j], sums[p]);
             }
-#pragma GCC unroll 4
-            for (int p = 0; p < TOGETHER; p++) finish(y * s.width + x + p, c, sums[p]);
+            finish(y * s.width + x, c, sums);
             x += TOGETHER - 1;
         } else {
-            vec sum = start;
+            vec sums[1] = {start}, &sum = sums[0];
 #pragma GCC unroll 3
             for (int i = TOP; i < BOTTOM; i++) {
                 if (x > 0) sum = fused(taps[3 * i], value(i, x - 1), sum);
                 sum = fused(taps[3 * i + 1], value(i, x), sum);
                 if (x + 1 < s.width) sum = fused(taps[3 * i + 2], value(i, x + 1), sum);
             }
-            finish(y * s.width + x, c, sum);
+            finish(y * s.width + x, c, sums);
         }
     }
 }
@@ -118,7 +123,7 @@ void convolve_blocks(const Shape& s, const Around& from, const float* weights, c
     }
 }
 
-// One row of places: out = bias + sum over taps of weights * x, through finish(place, channel, values)
+// One row of places: out = bias + sum over taps of weights * x, through finish(first place, channel, values of places)
 template <class Finish>
 void convolve_row(const Shape& s, const Around& from, const float* weights, const float* bias, int64_t y,
                   const Finish& finish) {
@@ -198,10 +203,11 @@ void convolve_tokens(const TokenShape& shape, int64_t activation, const float* x
         float* out = y + own * image;
         float* inner = z ? z + own * image : nullptr;
         convolve_row(s, around(s, x + own * image, row % s.height), weights + set * 9 * s.channels, bias[set], row % s.height,
-                     [&](int64_t place, int64_t c, vec value) {
+                     [&](int64_t place, int64_t c, auto& values) {
                          const int64_t at = place * s.channels + c;
-                         if (inner) store(inner + at, value, count);
-                         store(out + at, activated(value, activation), count);
+                         if (inner) store_places(inner + at, s.channels, values, count);
+                         activate(values, activation);
+                         store_places(out + at, s.channels, values, count);
                      });
     }
 }
@@ -212,8 +218,9 @@ void convolve_tokens_row(int64_t width, int64_t channels, int64_t activation, co
                          const float* taps, const float* bias, float* y, int64_t y_step) {
     const Shape s{{1, 1, 1, width, channels}};
     const int count = s.count();
-    convolve_row(s, {{rows[0], rows[1], rows[2]}}, taps, bias, 0, [&](int64_t place, int64_t c, vec value) {
-        store(y + place * y_step + c, activated(value, activation), count);
+    convolve_row(s, {{rows[0], rows[1], rows[2]}}, taps, bias, 0, [&](int64_t place, int64_t c, auto& values) {
+        activate(values, activation);
+        store_places(y + place * y_step + c, y_step, values, count);
     });
 }
 
@@ -264,8 +271,8 @@ extern "C" void tokens_backward(const int64_t* sizes, int64_t activation, const 
                 const Around rows{{y > 0 ? row_of(y - 1) : nullptr, row_of(y), y + 1 < s.height ? row_of(y + 1) : nullptr}};
                 float* out = x_gradient + own * image;
                 convolve_row(s, rows, weights + set * 9 * s.channels, nullptr, y,
-                             [&](int64_t place, int64_t c, vec value) {
-                                 store(out + place * s.channels + c, value, count);
+                             [&](int64_t place, int64_t c, const auto& values) {
+                                 store_places(out + place * s.channels + c, s.channels, values, count);
                              });
             }
             if (sums_wanted) add_row(s, around(s, x + own * image, y), row_of(y), sums);

@@ -273,17 +273,26 @@ inline vec gelu(vec x) {
 }
 
 // The same in half the time, for inference: training keeps to the distribution of its gradient. It is 1/2 + x P(x^2) /
-// Q(x^2), fitted up to 5.4, and from there on 0 or 1; within three units of the last place of the larger of 1 and x
-inline vec rational_gelu(vec x) {
-    const vec square = x * x, t = least(square, all(29.16f));
-    vec p = all(2.33867262e-8f), q = all(1.21659076e-6f);
-    p = fused(p, t, 6.36002026e-6f), q = fused(q, t, 7.24002179e-5f);
-    p = fused(p, t, 1.64321806e-4f), q = fused(q, t, 1.85898213e-3f);
-    p = fused(p, t, 4.65085184e-3f), q = fused(q, t, 2.83786939e-2f);
-    p = fused(p, t, 3.33722401e-2f), q = fused(q, t, 2.50317890e-1f);
-    p = fused(p, t, 3.98942245e-1f), q = fused(q, t, 1.0f);
-    const vec inside = x * fused(x, p * inverse(q), 0.5f);
-    return square > 29.16f ? x * (x > 0.0f ? all(1) : vec{}) : inside;  // of a NaN and of -infinity a NaN
+// Q(x^2), fitted up to 5.4, and from there on 0 or 1; within three units of the last place of the larger of 1 and x. Of
+// several vectors at once: they share the constants, for which there are too few registers.
+template <int COUNT>
+inline void rational_gelu(vec (&x)[COUNT]) {
+    // of x^18, x^16 ... 1
+    constexpr float P[] = {2.33867262e-8f, 6.36002026e-6f, 1.64321806e-4f, 4.65085184e-3f, 3.33722401e-2f, 3.98942245e-1f};
+    constexpr float Q[] = {1.21659076e-6f, 7.24002179e-5f, 1.85898213e-3f, 2.83786939e-2f, 2.50317890e-1f, 1.0f};
+    vec t[COUNT], p[COUNT], q[COUNT];
+#pragma GCC unroll 4
+    for (int i = 0; i < COUNT; i++) t[i] = least(x[i] * x[i], all(29.16f)), p[i] = all(P[0]), q[i] = all(Q[0]);
+#pragma GCC unroll 5
+    for (int k = 1; k < 6; k++)
+#pragma GCC unroll 4
+        for (int i = 0; i < COUNT; i++) p[i] = fused(p[i], t[i], P[k]), q[i] = fused(q[i], t[i], Q[k]);
+#pragma GCC unroll 4
+    for (int i = 0; i < COUNT; i++) {
+        const vec inside = x[i] * fused(x[i], p[i] * inverse(q[i]), 0.5f);
+        // of a NaN and of -infinity a NaN
+        x[i] = x[i] * x[i] > 29.16f ? x[i] * (x[i] > 0.0f ? all(1) : vec{}) : inside;
+    }
 }
 
 // Memory of one thread, kept from call to call.
