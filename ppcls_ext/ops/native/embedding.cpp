@@ -136,7 +136,7 @@ void rows(const Conv& s, int64_t first, int64_t end, int64_t column, const float
     for (int64_t row = first; row < end; row++) {
         const int64_t image = row / s.out_height(), y = row % s.out_height();
         float* to = places.y + image * places.image + y * places.line;
-        all_tiles<VECTORS>(s.out_width(), shape, x + image * s.image() + y * s.stride * s.line(), panel, nullptr, 0,
+        all_tiles_to<VECTORS>(s.out_width(), shape, x + image * s.image() + y * s.stride * s.line(), panel, nullptr, 0,
                            [&](const float* sums, int64_t place, int64_t count) {
                                for (int v = 0; v < VECTORS && column + v * LANES < s.out_channels; v++) {
                                    const int64_t c = column + v * LANES;

@@ -93,7 +93,7 @@ void product(const Images& s, int64_t rows, int64_t step, const float* w, const 
             for (int64_t at = 0; at < count; at += WIDTH) {
                 alignas(64) float sums[ROWS * WIDTH];
                 const float* panel = panels + at * s.channels;
-                tile_of<2, ROWS>(tile_rows, sides, w + row * step, panel, {panel, 0}, sums);
+                tile_of<2, ROWS>(tile_rows, sides, w + row * step, panel, {panel, 0}, {sums, WIDTH});
                 for (int64_t r = 0; bias && r < tile_rows; r++)
                     for (int64_t j = 0; j < WIDTH; j++) sums[r * WIDTH + j] += bias[row + r];
                 runs(s, column + at, least(WIDTH, count - at), [&](int64_t image, int64_t pixel, int64_t from, int64_t run) {
@@ -155,7 +155,7 @@ void add_panel(const Images& s, const Block& b, const float* maps, int64_t chann
     transposed_panel<VECTORS>(s, b, maps, channel, panel);
     const Rows sides{b.pixels, s.pixels, b.runs, rows * s.pixels};
     const float* from = others + b.image * rows * s.pixels + b.first;
-    all_tiles<VECTORS>(rows, sides, from, panel, nullptr, 0, [&](float* sums, int64_t row, int64_t tile_rows) {
+    all_tiles_to<VECTORS>(rows, sides, from, panel, nullptr, 0, [&](float* sums, int64_t row, int64_t tile_rows) {
         for (int64_t r = 0; r < tile_rows; r++)
             for (int v = 0; v < VECTORS; v++) {
                 float* at = to + (row + r) * step + channel + v * LANES;

@@ -38,33 +38,8 @@ void pack(const ProductShape& s, const float* w, int64_t column, float* to) {
     }
 }
 
-// y = sums + bias + added, of whole vectors; `added`, which lies as y does, may be null
-template <int VECTORS>
-void finish_plain(const float* sums, int64_t rows, const float* bias, const float* added, float* y, int64_t y_row) {
-    vec start[VECTORS];
-#pragma GCC unroll 2
-    for (int v = 0; v < VECTORS; v++) start[v] = bias ? load(bias + v * LANES) : vec{};
-    if (added) {
-        for (int64_t r = 0; r < rows; r++, sums += VECTORS * LANES)
-#pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; v++) {
-                const int64_t at = r * y_row + v * LANES;
-                store(y + at, load(sums + v * LANES) + start[v] + load(added + at));
-            }
-    } else {
-        for (int64_t r = 0; r < rows; r++, sums += VECTORS * LANES)
-#pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; v++) store(y + r * y_row + v * LANES, load(sums + v * LANES) + start[v]);
-    }
-}
-
 template <int VECTORS>
 void finish(const ProductShape& s, const Product& p, const float* sums, int64_t row, int64_t rows, int64_t column) {
-    if (!p.factor && column + VECTORS * LANES <= s.columns) {
-        const int64_t at = row * s.y_row + column;
-        return finish_plain<VECTORS>(sums, rows, p.bias ? p.bias + column : nullptr, p.added ? p.added + at : nullptr,
-                                     p.y + at, s.y_row);
-    }
     for (int v = 0; v < VECTORS && column + v * LANES < s.columns; v++) {
         const int64_t first = column + v * LANES;
         const int count = lanes(s.columns - first);
@@ -85,10 +60,18 @@ void finish(const ProductShape& s, const Product& p, const float* sums, int64_t 
 template <int VECTORS>
 void pass(const ProductShape& s, const Product& p, int64_t first, int64_t end, int64_t column, const float* panel,
           int64_t panel_step, const float* next) {
-    all_tiles<VECTORS>(end - first, {s.inner, s.x_row, 1, 0, panel_step}, p.x + first * s.x_row, panel, next, s.w_inner,
-                       [&](const float* sums, int64_t row, int64_t rows) {
-                           finish<VECTORS>(s, p, sums, first + row, rows, column);
-                       });
+    const Rows sides{s.inner, s.x_row, 1, 0, panel_step};
+    const float* x = p.x + first * s.x_row;
+    if (!p.factor && column + VECTORS * LANES <= s.columns) {
+        const int64_t at = first * s.y_row + column;
+        const Ending ending{p.y + at, s.y_row, p.bias ? p.bias + column : nullptr, p.added ? p.added + at : nullptr};
+        all_tiles<VECTORS>(end - first, sides, x, panel, next, s.w_inner, ending);
+    } else {
+        all_tiles_to<VECTORS>(end - first, sides, x, panel, next, s.w_inner,
+                              [&](const float* sums, int64_t row, int64_t rows) {
+                                  finish<VECTORS>(s, p, sums, first + row, rows, column);
+                              });
+    }
 }
 
 // The same with the panel as it lies where few rows pass by it, else packed, unless it is so from the call before;

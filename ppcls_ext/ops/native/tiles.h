@@ -31,9 +31,17 @@ struct Ahead {
     int64_t step;
 };
 
-// Sums of R rows -> (R, VECTORS LANES)
+// What becomes of a tile's sums: to = sums + bias + added, whole vectors, rows `row` values apart. bias, one for all rows,
+// and added, which lies as `to` does, may be null.
+struct Ending {
+    float* to;
+    int64_t row;
+    const float *bias = nullptr, *added = nullptr;
+    Ending from_row(int64_t first) const { return {to + first * row, row, bias, added ? added + first * row : nullptr}; }
+};
+
 template <int VECTORS, int R>
-void tile(const Rows& s, const float* x, const float* panel, Ahead ahead, float* to) {
+void tile(const Rows& s, const float* x, const float* panel, Ahead ahead, const Ending& ending) {
     vec sums[R][VECTORS] = {};
     const int64_t step = s.panel_step ? s.panel_step : VECTORS * LANES;
     for (int64_t run = 0; run < s.runs; run++, x += s.run_step)
@@ -49,33 +57,60 @@ void tile(const Rows& s, const float* x, const float* panel, Ahead ahead, float*
                 for (int v = 0; v < VECTORS; v++) sums[r][v] = fused(value, w[v], sums[r][v]);
             }
         }
+    if (ending.bias)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v++) {
+            const vec bias = load(ending.bias + v * LANES);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; r++) sums[r][v] += bias;
+        }
+    if (ending.added)
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++) sums[r][v] += load(ending.added + r * ending.row + v * LANES);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; v++) store(to + (r * VECTORS + v) * LANES, sums[r][v]);
+        for (int v = 0; v < VECTORS; v++) store(ending.to + r * ending.row + v * LANES, sums[r][v]);
 }
 
 template <int VECTORS, int R>
-void tile_of(int64_t rows, const Rows& s, const float* x, const float* panel, Ahead ahead, float* to) {
+void tile_of(int64_t rows, const Rows& s, const float* x, const float* panel, Ahead ahead, const Ending& ending) {
     if constexpr (R > 1) {
-        if (rows < R) return tile_of<VECTORS, R - 1>(rows, s, x, panel, ahead, to);
+        if (rows < R) return tile_of<VECTORS, R - 1>(rows, s, x, panel, ahead, ending);
     }
-    tile<VECTORS, R>(s, x, panel, ahead, to);
+    tile<VECTORS, R>(s, x, panel, ahead, ending);
 }
 
-// Tiles of equal heights, as far as that goes: finish(sums, row, rows). `next` are weights whose rows of VECTORS vectors
+// Tiles of equal heights, as far as that goes: take(row, rows, ahead). `next` are weights whose rows of VECTORS vectors
 // lie next_step apart and will be packed next, or null.
-template <int VECTORS, class Finish>
-void all_tiles(int64_t rows, const Rows& s, const float* x, const float* panel, const float* next, int64_t next_step,
-               const Finish& finish) {
+template <int VECTORS, class Take>
+void split_rows(int64_t rows, const float* panel, const float* next, int64_t next_step, const Take& take) {
     const int64_t tiles = (rows + ROWS - 1) / ROWS;
     for (int64_t i = 0; i < tiles; i++) {
         const int64_t row = rows * i / tiles, end = rows * (i + 1) / tiles;
-        alignas(64) float sums[ROWS * VECTORS * LANES];
         // one line of every row with each of the first tiles, that of a vector's end: the first came with this panel
         const bool fetch = next && i < VECTORS;
-        const Ahead ahead{fetch ? next + (i + 1) * LANES - 1 : panel, fetch ? next_step : 0};
-        tile_of<VECTORS, ROWS>(end - row, s, x + row * s.x_row, panel, ahead, sums);
-        finish(sums, row, end - row);
+        take(row, end - row, Ahead{fetch ? next + (i + 1) * LANES - 1 : panel, fetch ? next_step : 0});
     }
+}
+
+template <int VECTORS>
+void all_tiles(int64_t rows, const Rows& s, const float* x, const float* panel, const float* next, int64_t next_step,
+               const Ending& ending) {
+    split_rows<VECTORS>(rows, panel, next, next_step, [&](int64_t row, int64_t count, Ahead ahead) {
+        tile_of<VECTORS, ROWS>(count, s, x + row * s.x_row, panel, ahead, ending.from_row(row));
+    });
+}
+
+// The same for other endings: finish(sums, row, rows) with the sums of some rows (rows, VECTORS LANES)
+template <int VECTORS, class Finish>
+void all_tiles_to(int64_t rows, const Rows& s, const float* x, const float* panel, const float* next, int64_t next_step,
+                  const Finish& finish) {
+    split_rows<VECTORS>(rows, panel, next, next_step, [&](int64_t row, int64_t count, Ahead ahead) {
+        alignas(64) float sums[ROWS * VECTORS * LANES];
+        tile_of<VECTORS, ROWS>(count, s, x + row * s.x_row, panel, ahead, {sums, VECTORS * LANES});
+        finish(sums, row, count);
+    });
 }
