@@ -19,8 +19,9 @@ $(VENV)/.installed: $(wildcard requirements*.txt) pyproject.toml
 quickstart: setup
 	$(VENV)/bin/python tools/quickstart.py
 
+# A process for each core, four at most: each imports Paddle, and the tests themselves wait more than they compute.
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: setup
 	$(VENV)/bin/python -m pytest -m slow
