@@ -94,7 +94,8 @@ struct Block {
         pieces([&](int64_t from, int64_t count) { piece(from, count, work); });
     }
 
-    // COUNT results for each channel; work(where in a tensor, where in a piece, count, add), add(number, a, b) adds a b
+    // COUNT results for each channel; work(where in a tensor, where in a piece, count, add); add(number, a, b) adds a b,
+    // fused but at the end of a piece, always in the same places
     template <int COUNT, typename Do>
     void totals(double (*results)[PIECE], Do work) const {
         alignas(64) float sums[COUNT][PIECE];

@@ -137,19 +137,19 @@ void rows(const Conv& s, int64_t first, int64_t end, int64_t column, const float
         const int64_t image = row / s.out_height(), y = row % s.out_height();
         float* to = places.y + image * places.image + y * places.line;
         all_tiles_to<VECTORS>(s.out_width(), shape, x + image * s.image() + y * s.stride * s.line(), panel, nullptr, 0,
-                           [&](const float* sums, int64_t place, int64_t count) {
-                               for (int v = 0; v < VECTORS && column + v * LANES < s.out_channels; v++) {
-                                   const int64_t c = column + v * LANES;
-                                   const int valid = lanes(s.out_channels - c);
-                                   const vec factor = scale ? load(scale + c, valid) : all(1);
-                                   const vec added = load(shift + c, valid);
-                                   for (int64_t p = 0; p < count; p++) {
-                                       vec z = fused(load(sums + (p * VECTORS + v) * LANES), factor, added);
-                                       if (relu) z = z < 0.0f ? vec{} : z;
-                                       store(to + (place + p) * s.out_channels + c, z, valid);
-                                   }
-                               }
-                           });
+                              [&](const float* sums, int64_t place, int64_t count) {
+                                  for (int v = 0; v < VECTORS && column + v * LANES < s.out_channels; v++) {
+                                      const int64_t c = column + v * LANES;
+                                      const int valid = lanes(s.out_channels - c);
+                                      const vec factor = scale ? load(scale + c, valid) : all(1);
+                                      const vec added = load(shift + c, valid);
+                                      for (int64_t p = 0; p < count; p++) {
+                                          vec z = fused(load(sums + (p * VECTORS + v) * LANES), factor, added);
+                                          if (relu) z = z < 0.0f ? vec{} : z;
+                                          store(to + (place + p) * s.out_channels + c, z, valid);
+                                      }
+                                  }
+                              });
     }
 }
 

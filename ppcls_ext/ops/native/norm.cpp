@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr int TOGETHER = 4;          // rows that are normalised side by side
+constexpr int TOGETHER = 4;       // rows that are normalised side by side
 constexpr int64_t CHUNK = 256;  // rows whose part of the weights' gradients is one sum: never a matter of threads
 
 // (groups, rows, channels), of rows

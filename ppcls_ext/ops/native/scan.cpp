@@ -119,7 +119,7 @@ extern "C" void scan_backward(const int64_t* sizes, const int64_t* orders, const
             for (int64_t t = 0; t < length; t++) {
                 const int64_t p = place(t), at = start + p * channels;
                 const vec s = softplus(load(step + at, count) + bias_v), decay = exponential(s * a_v);
-                h = fused(s * load(u + at, count), all(b[(row * length + p) * apart]), decay * h);
+                h = fused(decay, h, s * load(u + at, count) * b[(row * length + p) * apart]);
                 store(kept_s + t * LANES, s);
                 store(kept_decay + t * LANES, decay);
                 store(kept_h + t * LANES, h);

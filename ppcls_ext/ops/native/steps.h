@@ -40,6 +40,7 @@ void normalise(int64_t groups, int64_t rows, int64_t channels, float epsilon, co
 
 enum Activation { NONE = 0, SILU = 1, GELU = 2, RATIONAL_GELU = 3 };
 
+// In place: what stood before the activation is gone
 template <int COUNT>
 inline void activate(vec (&z)[COUNT], int64_t activation) {
     if (activation == RATIONAL_GELU) return rational_gelu(z);
