@@ -277,7 +277,7 @@ inline vec gelu(vec x) {
 // several vectors at once: they share the constants, for which there are too few registers.
 template <int COUNT>
 inline void rational_gelu(vec (&x)[COUNT]) {
-    // of x^18, x^16 ... 1
+    // of x^10, x^8 ... 1
     constexpr float P[] = {2.33867262e-8f, 6.36002026e-6f, 1.64321806e-4f, 4.65085184e-3f, 3.33722401e-2f, 3.98942245e-1f};
     constexpr float Q[] = {1.21659076e-6f, 7.24002179e-5f, 1.85898213e-3f, 2.83786939e-2f, 2.50317890e-1f, 1.0f};
     vec t[COUNT], p[COUNT], q[COUNT];
