@@ -45,8 +45,8 @@ TORCH = {
     "VGG16": "torchvision vgg16",
     "DenseNet121": "torchvision densenet121",
     "ViT_small_patch16_224": "timm vit_small_patch16_224",
-    "RepLKNet_31B": "torch_networks RepLKNet31B",
-    "GroupMamba_tiny": "torch_networks GroupMambaTiny",
+    "RepLKNet_31B": "torch_networks replknet_31b",
+    "GroupMamba_tiny": "torch_networks groupmamba_tiny",
 }
 NETWORKS = (
     *("MicroNet_M0", "MicroNet_M3", "ShuffleNetV2_x1_0", "EfficientNetB0", "EfficientNetLite0", "ResNeXt50_32x4d"),

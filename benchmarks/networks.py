@@ -127,8 +127,8 @@ def torch_side(row: Row, weights: Path) -> Any:
         "ShuffleNetV2_x1_0": there.ShuffleNetV2,
         "ResNeXt50_32x4d": there.ResNeXt50,
         "EfficientNetB0": there.EfficientNetB0,
-        "RepLKNet_31B": there.RepLKNet31B,
-        "GroupMamba_tiny": lambda: there.GroupMambaTiny(scan),
+        "RepLKNet_31B": there.replknet_31b,
+        "GroupMamba_tiny": lambda: there.groupmamba_tiny(scan),
     }
     network = builders[row.network]()
     there.load(network, np.load(weights))

@@ -175,7 +175,7 @@ class EfficientNetB0(nn.Module):
         return self.classifier(F.silu(self.bn2(self.conv_head(x)), inplace=True).mean((2, 3)))
 
 
-# ------------------------------------------------------------------------------------------------ RepLKNet-31B
+# ------------------------------------------------------------------------------------------------ RepLKNet
 
 
 def conv_bn(layer: nn.Conv2d, relu: bool = False) -> nn.Sequential:
@@ -187,21 +187,44 @@ def conv_bn(layer: nn.Conv2d, relu: bool = False) -> nn.Sequential:
     return result
 
 
+def folded(branch: nn.Sequential) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution that does its batch norm's work as well."""
+    scale = branch.bn.weight / torch.sqrt(branch.bn.running_var + branch.bn.eps)
+    return branch.conv.weight * scale.view(-1, 1, 1, 1), branch.bn.bias - branch.bn.running_mean * scale
+
+
 class LargeKernel(nn.Module):
-    def __init__(self, channels: int, kernel: int) -> None:
+    def __init__(self, channels: int, kernel: int, small: int | None) -> None:
         super().__init__()
         self.lkb_origin = conv_bn(conv(channels, channels, kernel, groups=channels))
-        self.small_conv = conv_bn(conv(channels, channels, 5, groups=channels))
+        self.small_conv = conv_bn(conv(channels, channels, small, groups=channels)) if small else None
+        self.lkb_reparam = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.lkb_origin(x) + self.small_conv(x)
+        if self.lkb_reparam is not None:
+            return self.lkb_reparam(x)
+        y = self.lkb_origin(x)
+        return y if self.small_conv is None else y + self.small_conv(x)
+
+    def merge(self) -> None:
+        """One convolution in place of both and of their batch norms."""
+        weight, bias = folded(self.lkb_origin)
+        channels, _, kernel, _ = weight.shape
+        if self.small_conv is not None:
+            small_weight, small_bias = folded(self.small_conv)
+            around = (kernel - small_weight.shape[-1]) // 2
+            weight, bias = weight + F.pad(small_weight, [around] * 4), bias + small_bias
+        self.lkb_reparam = conv(channels, channels, kernel, groups=channels, bias=True)
+        self.lkb_reparam.load_state_dict({"weight": weight, "bias": bias})
+        self.lkb_origin = self.small_conv = None
 
 
 class RepLKBlock(nn.Module):
-    def __init__(self, channels: int, kernel: int) -> None:
+    def __init__(self, channels: int, kernel: int, small: int | None, ratio: float) -> None:
         super().__init__()
-        self.pw1, self.pw2 = conv_bn(conv(channels, channels, 1), True), conv_bn(conv(channels, channels, 1))
-        self.large_kernel, self.prelkb_bn = LargeKernel(channels, kernel), nn.BatchNorm2d(channels)
+        inner = int(channels * ratio)
+        self.pw1, self.pw2 = conv_bn(conv(channels, inner, 1), True), conv_bn(conv(inner, channels, 1))
+        self.large_kernel, self.prelkb_bn = LargeKernel(inner, kernel, small), nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.pw2(F.relu(self.large_kernel(self.pw1(self.prelkb_bn(x)))))
@@ -218,10 +241,10 @@ class ConvFFN(nn.Module):
 
 
 class RepLKStage(nn.Module):
-    def __init__(self, channels: int, kernel: int, depth: int) -> None:
+    def __init__(self, channels: int, kernel: int, depth: int, small: int | None, ratio: float) -> None:
         super().__init__()
-        blocks = [block for _ in range(depth) for block in (RepLKBlock(channels, kernel), ConvFFN(channels))]
-        self.blocks = nn.ModuleList(blocks)
+        pairs = [(RepLKBlock(channels, kernel, small, ratio), ConvFFN(channels)) for _ in range(depth)]
+        self.blocks = nn.ModuleList([block for pair in pairs for block in pair])
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -229,21 +252,24 @@ class RepLKStage(nn.Module):
         return x
 
 
-class RepLKNet31B(nn.Module):
-    def __init__(self) -> None:
+class RepLKNet(nn.Module):
+    """Without drop path."""
+
+    def __init__(self, width: int, kernels: tuple[int, ...], small: int | None = 5, ratio: float = 1.0) -> None:
         super().__init__()
-        widths = (128, 256, 512, 1024)
+        widths = [width * 2**i for i in range(4)]
 
         def depthwise(c: int, stride: int) -> nn.Sequential:
             return conv_bn(conv(c, c, 3, stride, c), True)
 
-        first = conv_bn(conv(3, 128, 3, 2), True)
-        self.stem = nn.ModuleList([first, depthwise(128, 1), conv_bn(conv(128, 128, 1), True), depthwise(128, 2)])
-        settings = zip(widths, (31, 29, 27, 13), (2, 2, 18, 2))
-        self.stages = nn.ModuleList([RepLKStage(c, k, d) for c, k, d in settings])
+        first = conv_bn(conv(3, width, 3, 2), True)
+        rest = [depthwise(width, 1), conv_bn(conv(width, width, 1), True), depthwise(width, 2)]
+        self.stem = nn.ModuleList([first, *rest])
+        settings = zip(widths, kernels, (2, 2, 18, 2))
+        self.stages = nn.ModuleList([RepLKStage(c, k, d, small, ratio) for c, k, d in settings])
         down = [nn.Sequential(conv_bn(conv(i, o, 1), True), depthwise(o, 2)) for i, o in zip(widths, widths[1:])]
         self.transitions = nn.ModuleList(down)
-        self.norm, self.head = nn.BatchNorm2d(1024), nn.Linear(1024, 1000)
+        self.norm, self.head = nn.BatchNorm2d(widths[-1]), nn.Linear(widths[-1], 1000)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.stem:
@@ -252,8 +278,29 @@ class RepLKNet31B(nn.Module):
             x = stage(x if i == 0 else self.transitions[i - 1](x))
         return self.head(self.norm(x).mean((2, 3)))
 
+    def merge(self) -> None:
+        """The paper's structural re-parameterisation."""
+        for layer in self.modules():
+            if isinstance(layer, LargeKernel):
+                layer.merge()
 
-# ------------------------------------------------------------------------------------------------ GroupMamba-Tiny
+
+def replknet_31b() -> RepLKNet:
+    return RepLKNet(128, (31, 29, 27, 13))
+
+
+def replknet_31l() -> RepLKNet:
+    return RepLKNet(192, (31, 29, 27, 13))
+
+
+def replknet_xl() -> RepLKNet:
+    return RepLKNet(256, (27, 27, 27, 13), small=None, ratio=1.5)
+
+
+# ------------------------------------------------------------------------------------------------ GroupMamba
+
+
+Scan = Callable[[Tensor, Tensor], Tensor]
 
 
 def log_step_scan(a: Tensor, b: Tensor) -> Tensor:
@@ -275,7 +322,7 @@ def step_by_step_scan(a: Tensor, b: Tensor) -> Tensor:
 
 
 class SS2D(nn.Module):
-    def __init__(self, channels: int, scan: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, channels: int, scan: Scan) -> None:
         super().__init__()
         rank, self.scan = math.ceil(channels / 16), scan
         self.x_proj_weight = nn.Parameter(torch.randn(1, rank + 2, channels) * 0.1)
@@ -306,7 +353,7 @@ class SS2D(nn.Module):
 
 
 class MambaLayer(nn.Module):
-    def __init__(self, channels: int, scan: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, channels: int, scan: Scan) -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(channels, channels // 16), nn.Linear(channels // 16, channels)
         self.norm, self.proj = nn.LayerNorm(channels), nn.Linear(channels, channels)
@@ -340,7 +387,7 @@ class ConvMLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, channels: int, ratio: int, scan: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, channels: int, ratio: int, scan: Scan) -> None:
         super().__init__()
         self.norm2, self.attn = nn.LayerNorm(channels, eps=1e-6), MambaLayer(channels, scan)
         self.mlp = ConvMLP(channels, channels * ratio, True)
@@ -351,7 +398,7 @@ class Block(nn.Module):
 
 
 class ClassBlock(nn.Module):
-    def __init__(self, channels: int, ratio: int, scan: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, channels: int, ratio: int, scan: Scan) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(channels, eps=1e-6), nn.LayerNorm(channels, eps=1e-6)
         self.attn, self.mlp = MambaLayer(channels, scan), ConvMLP(channels, channels * ratio, False)
@@ -377,19 +424,19 @@ class Embedding(nn.Module):
         return self.norm(x.flatten(2).transpose(1, 2)), x.shape[2], x.shape[3]
 
 
-class GroupMambaTiny(nn.Module):
+class GroupMamba(nn.Module):
     """Without drop path; in training both heads, in evaluation their mean."""
 
-    def __init__(self, scan: Callable[[Tensor, Tensor], Tensor] = log_step_scan) -> None:
+    def __init__(self, stem: int, widths: tuple[int, ...], depths: tuple[int, ...], scan: Scan) -> None:
         super().__init__()
-        widths, depths, ratios, before = (64, 128, 348, 448), (3, 4, 9, 3), (8, 8, 4, 4), 3
+        before, ratios = 3, (8, 8, 4, 4)
         for i, (width, depth, ratio) in enumerate(zip(widths, depths, ratios), 1):
-            self.add_module(f"patch_embed{i}", Embedding(before, width, 32 if i == 1 else None))
+            self.add_module(f"patch_embed{i}", Embedding(before, width, stem if i == 1 else None))
             self.add_module(f"block{i}", nn.ModuleList([Block(width, ratio, scan) for _ in range(depth)]))
             self.add_module(f"norm{i}", nn.LayerNorm(width, eps=1e-6))
             before = width
-        self.post_network = nn.ModuleList([ClassBlock(448, 4, scan)])
-        self.head, self.dist_head = nn.Linear(448, 1000), nn.Linear(448, 1000)
+        self.post_network = nn.ModuleList([ClassBlock(before, 4, scan)])
+        self.head, self.dist_head = nn.Linear(before, 1000), nn.Linear(before, 1000)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         for i in range(1, 5):
@@ -402,3 +449,15 @@ class GroupMambaTiny(nn.Module):
         token = self.norm4(self.post_network[0](x.mean(1, keepdim=True))[:, 0])
         both = self.head(token), self.dist_head(token)
         return both if self.training else (both[0] + both[1]) / 2
+
+
+def groupmamba_tiny(scan: Scan = log_step_scan) -> GroupMamba:
+    return GroupMamba(32, (64, 128, 348, 448), (3, 4, 9, 3), scan)
+
+
+def groupmamba_small(scan: Scan = log_step_scan) -> GroupMamba:
+    return GroupMamba(64, (64, 128, 348, 512), (3, 4, 16, 3), scan)
+
+
+def groupmamba_base(scan: Scan = log_step_scan) -> GroupMamba:
+    return GroupMamba(64, (96, 192, 424, 512), (3, 6, 21, 3), scan)

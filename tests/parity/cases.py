@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import paddle
-from parity import compare
 from parity.fixture import Fixture, reference_weights
 from safetensors.numpy import save_file
 
@@ -36,10 +35,10 @@ class Case:
 def efficientnet(reference: str, size: str) -> Case:
     """`reference`: "tf" or "timm" of timm, "tv" of torchvision. In timm's, batch norms hold their activations."""
     arguments: dict[str, Any] = {"dropout": 0.0, "drop_path": 0.0}
-    if reference != "tf":
+    if reference == "tf":
+        arguments["norm_momentum"] = 0.9  # timm trains with PyTorch's, whatever the authors did
+    else:
         arguments["padding"] = "symmetric"
-    elif size in ("b0", "lite0"):
-        arguments["norm_momentum"] = compare.MOMENTUM  # timm trains with PyTorch's, whatever the authors did
     stages = {"bn1": "act1", "bn2": "act2", "features.0": "act1", "features.8": "act2"}
     stages |= {f"features.{i + 1}": f"blocks.{i}" for i in range(7)}
     model = "EfficientNet" + (size.upper() if size.startswith("b") else size.capitalize())
@@ -52,6 +51,7 @@ def resnext(size: str) -> Case:
 
 CASES = [
     Case("micronet/micronet_m0", "MicroNet_M0", {"dropout": 0.0}),
+    Case("micronet/micronet_m1", "MicroNet_M1", {"dropout": 0.0}),
     Case("micronet/micronet_m2", "MicroNet_M2", {"dropout": 0.0}),
     Case("micronet/micronet_m3", "MicroNet_M3", {"dropout": 0.0}, logits=5e-4),
     Case("shufflenetv2/shufflenetv2_x0_25", "ShuffleNetV2_x0_25", share_off=0.1),
@@ -70,14 +70,16 @@ CASES = [
     *(resnext(size) for size in ("101_vd_64x4d", "152_vd_32x4d", "152_vd_64x4d")),
     Case("resnet/resnet50", "ResNet50"),
     Case("replknet/replknet_31b", "RepLKNet_31B", {"drop_path": 0.0}),
-    Case("replknet/replknet_xl", "RepLKNet_XL"),
+    Case("replknet/replknet_31l", "RepLKNet_31L", {"drop_path": 0.0}),
+    Case("replknet/replknet_xl", "RepLKNet_XL", {"drop_path": 0.0}),
     Case("resnet/resnetv2_50", "ResNetV2_50", stage_names={"norm": "act"}),
     Case("vgg/vgg16", "VGG16", {"dropout": 0.0}),
     Case("vgg/vgg16_bn", "VGG16_bn", {"dropout": 0.0}),
     Case("densenet/densenet121", "DenseNet121"),
     *(Case(f"vit/vit_{size}_patch16_224", f"ViT_{size}_patch16_224") for size in ("tiny", "small", "base")),
     Case("groupmamba/groupmamba_tiny", "GroupMamba_tiny", {"drop_path": 0.0}, logits=3e-4),
-    Case("groupmamba/groupmamba_base", "GroupMamba_base", logits=3e-4),
+    Case("groupmamba/groupmamba_small", "GroupMamba_small", {"drop_path": 0.0}, logits=3e-4),
+    Case("groupmamba/groupmamba_base", "GroupMamba_base", {"drop_path": 0.0}, logits=3e-4),
 ]
 
 

@@ -12,8 +12,6 @@ import paddle
 import paddle.nn.functional as F
 from parity.fixture import Fixture, images
 
-MOMENTUM = 0.9  # Paddle's; 0.1 in PyTorch
-
 
 @contextmanager
 def recorded(network: paddle.nn.Layer, names: list[str], inputs: bool = False) -> Iterator[dict[str, Any]]:
@@ -151,15 +149,16 @@ def statistics_difference(
 
     The reference keeps the unbiased variance of n values, Paddle's CPU kernel the biased one: n / (n - 1) apart.
     """
-    after = network.state_dict()
+    after, layers = network.state_dict(), dict(network.named_sublayers())
     largest = 0.0
     for i, reference in enumerate(fixture.facts["train"]["bn_buffers"]):
         name = our_name[reference]
         value = after[name].numpy().astype(np.float64)
         if reference.endswith("running_var"):
-            shape = inputs[name.rpartition(".")[0]].shape
+            layer = name.rpartition(".")[0]
+            shape, kept = inputs[layer].shape, layers[layer]._momentum * before[name]
             n = int(np.prod(shape)) // shape[1]
-            value = MOMENTUM * before[name] + (value - MOMENTUM * before[name]) * n / (n - 1)
+            value = kept + (value - kept) * n / (n - 1)
         arrays = fixture.arrays
         norm = float(arrays["train_bn_norm"][i])
         first = arrays["train_bn_first4"][i][: len(value)]

@@ -12,7 +12,6 @@ import argparse
 import fnmatch
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -30,59 +29,66 @@ HEAD = (
 )
 
 
-def fixtures(case: Case, folders: list[Path]) -> Iterator[Fixture]:
-    """The first whole fixture of a case, or its small copy if no folder is named; nothing if there is none."""
-    for folder in folders:
-        path = folder / f"{case.fixture}.json"
-        if path.is_file():
-            yield load_full(path)
-            return
-    if not folders and (FOLDER / f"{case.variant}.npz").is_file():
-        yield load_compact(case.variant)
+def fixtures(case: Case, folders: list[Path]) -> list[Fixture]:
+    """The whole fixtures of a case, in the folders' order, or its small copy if no folder is named."""
+    if not folders:
+        return [load_compact(case.variant)] if (FOLDER / f"{case.variant}.npz").is_file() else []
+    paths = [folder / f"{case.fixture}.json" for folder in folders]
+    return [load_full(path) for path in paths if path.is_file()]
 
 
-def row(case: Case, expected: Fixture) -> str:
-    """One line of the table: the largest differences, relative ones for stages, gradients and statistics."""
+def loaded(case: Case, expected: Fixture) -> paddle.nn.Layer:
     with tempfile.TemporaryDirectory() as folder:
-        network = with_reference_weights(case, expected, Path(folder))
+        return with_reference_weights(case, expected, Path(folder))
+
+
+def row(case: Case, found: list[Fixture]) -> str:
+    """One line of the table: the largest differences, relative ones for stages, gradients and statistics.
+
+    The first fixture is what the network is compared with, and of a training step the first that has one.
+    """
+    expected = found[0]
+    network = loaded(case, expected)
     parameters = sum(int(p.size) for p in network.parameters() if p.trainable)
     assert parameters == expected.facts["num_params"], f"{case.variant}: {parameters:,} parameters"
     parts = {tag: compare.evaluation(expected, network, tag, case.stage_names) for tag in sizes(expected)}
     stages = max(part["stages"] for part in parts.values())
     cells = [f"{parameters:,}", *(shown(parts[tag]["logits"]) if tag in parts else "-" for tag in ("eval", "odd"))]
     cells.append(shown(stages))
-    if "train" in expected.facts:
-        names = our_names(expected, network)
-        step = compare.training_step(expected, network, names)
-        with tempfile.TemporaryDirectory() as folder:  # the step has moved the statistics
-            network = with_reference_weights(case, expected, Path(folder))
-        loss, gradients = compare.training_step_in_float64(expected, network, names)
-        assert loss <= 1e-6, f"{case.variant}: the loss in float64 differs by {loss:.2g}"
-        statistics = shown(step.statistics) if expected.facts["train"]["bn_buffers"] else "-"
-        cells += [shown(step.loss), shown(max(step.gradients.values())), shown(max(gradients.values())), statistics]
-    else:
-        cells += ["-"] * 4
+    trained = next((fixture for fixture in found if "train" in fixture.facts), None)
+    cells += ["-"] * 4 if trained is None else training_cells(case, trained)
     return f"| {case.model} | {case.variant} | {' | '.join(cells)} |"
 
 
-def merged_row(case: Case, expected: Fixture) -> str:
-    """The same for the network after structural re-parameterisation."""
-    with tempfile.TemporaryDirectory() as folder:
-        network = with_reference_weights(case, expected, Path(folder))
-    network.eval()
-    network.reparameterize()
-    parameters = sum(int(p.size) for p in network.parameters() if p.trainable)
-    assert parameters == expected.facts["merged_num_params"], f"{case.variant}: {parameters:,} merged parameters"
-    cells = [f"{parameters:,}"]
+def training_cells(case: Case, expected: Fixture) -> list[str]:
+    network = loaded(case, expected)
+    names = our_names(expected, network)
+    step = compare.training_step(expected, network, names)
+    # in float64 from the start: the step has moved the statistics
+    loss, gradients = compare.training_step_in_float64(expected, loaded(case, expected), names)
+    assert loss <= 1e-6, f"{case.variant}: the loss in float64 differs by {loss:.2g}"
+    statistics = shown(step.statistics) if expected.facts["train"]["bn_buffers"] else "-"
+    return [shown(step.loss), shown(max(step.gradients.values())), shown(max(gradients.values())), statistics]
+
+
+def merged_row(case: Case, found: list[Fixture]) -> str:
+    """The same for the network after structural re-parameterisation; logits of the first fixture that has them."""
+    cells = []
     for tag in ("eval", "odd"):
-        reference = expected.arrays.get(f"merged_{tag}_logits")
-        if reference is None:
+        expected = next((fixture for fixture in found if f"merged_{tag}_logits" in fixture.arrays), None)
+        if expected is None:
             cells.append("-")
             continue
+        network = loaded(case, expected)
+        network.eval()
+        network.reparameterize()
+        parameters = sum(int(p.size) for p in network.parameters() if p.trainable)
+        assert parameters == expected.facts["merged_num_params"], f"{case.variant}: {parameters:,} merged parameters"
         with paddle.no_grad():
             logits = network(paddle.to_tensor(images(expected.facts[tag]))).numpy()
+        reference = expected.arrays[f"merged_{tag}_logits"]
         cells.append(shown(float(np.abs(logits[:, :: expected.logit_step] - reference).max())))
-    return f"| {case.model}, merged | {case.variant} | {' | '.join(cells + ['-'] * 5)} |"
+    return f"| {case.model}, merged | {case.variant} | {' | '.join([f'{parameters:,}', *cells, *['-'] * 5])} |"
 
 
 def sizes(expected: Fixture) -> list[str]:
@@ -112,12 +118,14 @@ def main() -> None:
     for case in CASES:
         if not fnmatch.fnmatchcase(case.variant, arguments.only):
             continue
-        for expected in fixtures(case, arguments.folders):
-            rows.append(row(case, expected))
+        found = fixtures(case, arguments.folders)
+        if not found:
+            continue
+        rows.append(row(case, found))
+        print(rows[-1], flush=True)
+        if "merged_num_params" in found[0].facts:
+            rows.append(merged_row(case, found))
             print(rows[-1], flush=True)
-            if "merged_num_params" in expected.facts:
-                rows.append(merged_row(case, expected))
-                print(rows[-1], flush=True)
     if arguments.write:
         written(arguments.write, rows)
 
