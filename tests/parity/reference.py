@@ -101,14 +101,14 @@ def micronet(build: Callable[[], torch.nn.Module], blocks: int) -> Reference:
 
 
 def replknet(build: Callable[[], torch.nn.Module], size: int) -> Reference:
-    between = (f"{kind}.{i}" for i in range(4) for kind in ("stages", "transitions") if (kind, i) != ("transitions", 3))
+    stages = ["stem.3", *(f"{kind}.{i}" for i in range(3) for kind in ("stages", "transitions")), "stages.3", "norm"]
     gains = [
         (r"blocks\.\d+\.pw2\.conv\.weight$", 0.25),
         (r"(pw1|stem\.\d|transitions\.\d\.\d)\.conv\.weight$", 1.4),
         (r"large_kernel\..*conv\.weight$", 0.8),
         (r"^head\.weight$", 0.3),
     ]
-    return Reference(build, ("stem.3", *between, "norm"), gains, size, train=SMALL_IMAGES)
+    return Reference(build, tuple(stages), gains, size, train=SMALL_IMAGES)
 
 
 def groupmamba(build: Callable[[], torch.nn.Module]) -> Reference:
