@@ -12,6 +12,7 @@ from typing import Any
 
 import paddle
 import pytest
+from conftest import run_tool
 from networks import size_marks
 from parity import compare, summary
 from parity.cases import CASES, Case, our_names, with_reference_weights
@@ -103,6 +104,18 @@ def test_a_training_step_in_float64_is_the_references(network: paddle.nn.Layer, 
     print(case.variant, "train in float64", loss, max(gradients.values()))
     assert loss <= 1e-6
     assert max(gradients.values()) <= 1e-4
+
+
+def test_a_page_is_not_written_where_networks_would_be_missing(tmp_path: Path, repository: Path) -> None:
+    page = repository / "docs/networks.md"
+    before = page.read_bytes()
+    for folders, message in (
+        ([tmp_path], f"no numbers of * in {tmp_path}"),
+        ([], "--write replaces the whole table, and shufflenetv2_x0_33, "),
+    ):
+        done = run_tool("tests/parity/table.py", *folders, "--write", page, cwd=repository)
+        assert done.returncode == 2 and message in done.stderr
+    assert page.read_bytes() == before
 
 
 def test_the_readmes_table_says_what_was_published_and_measured(repository: Path) -> None:

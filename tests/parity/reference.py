@@ -382,6 +382,12 @@ def main() -> None:
     parser.add_argument("variants", nargs="*", help="family/variant; all without any")
     parser.add_argument("--check", action="store_true", help="hold our own PyTorch networks against FOLDER's numbers")
     arguments = parser.parse_args()
+    known = OURS if arguments.check else REFERENCES
+    unknown = [name for name in arguments.variants if name not in known]
+    if unknown:
+        parser.error(f"no reference of {', '.join(unknown)}; there are {', '.join(known)}")
+    if arguments.check and not arguments.folder.is_dir():
+        parser.error(f"{arguments.folder}: no such folder")
     if not arguments.check:
         for name in arguments.variants or REFERENCES:
             make(arguments.folder, name)

@@ -113,14 +113,19 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="a pattern of variants, such as 'resnext50*'")
     parser.add_argument("--write", type=Path, help="the page whose table is replaced")
     arguments = parser.parse_args()
+    wanted = [case for case in CASES if fnmatch.fnmatchcase(case.variant, arguments.only)]
+    pairs = [(case, found) for case in wanted if (found := fixtures(case, arguments.folders))]
+    if not pairs:
+        parser.error(f"no numbers of {arguments.only} in {', '.join(map(str, arguments.folders)) or FOLDER}")
+    if arguments.write and len(pairs) < len(CASES):
+        measured = {case.variant for case, _ in pairs}
+        lost = ", ".join(case.variant for case in CASES if case.variant not in measured)
+        parser.error(
+            f"--write replaces the whole table, and {lost} would be missing: tests/parity/reference.py makes them"
+        )
     print("\n".join(HEAD), flush=True)
     rows = []
-    for case in CASES:
-        if not fnmatch.fnmatchcase(case.variant, arguments.only):
-            continue
-        found = fixtures(case, arguments.folders)
-        if not found:
-            continue
+    for case, found in pairs:
         rows.append(row(case, found))
         print(rows[-1], flush=True)
         if "merged_num_params" in found[0].facts:
