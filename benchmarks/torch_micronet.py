@@ -187,48 +187,50 @@ class MicroNet(nn.Module):
         return self.classifier(F.hardswish(F.relu6(self.features(x)).mean((2, 3))))
 
 
+# of M0 to M2
+BOTH = MAXIMUM, MAXIMUM, FUSION
+START = (1.0, 0.0), (1.0, 0.0)
+
+
 def micronet_m0() -> MicroNet:
-    both = (MAXIMUM, MAXIMUM, FUSION)
     specs = [
         Spec(2, 8, 3, 0, 4, 2, 2, (MAXIMUM, STATIC, FUSION), 1),
-        Spec(2, 12, 3, 0, 8, 4, 4, both, 1),
-        Spec(2, 16, 5, 0, 12, 4, 4, both, 1),
-        Spec(1, 32, 5, 4, 4, 4, 4, both, 1),
-        Spec(2, 64, 5, 8, 8, 8, 8, both, 1),
-        Spec(1, 96, 3, 8, 8, 8, 8, both, 2),
-        Spec(1, 384, 3, 12, 12, 0, 0, both, 2),
+        Spec(2, 12, 3, 0, 8, 4, 4, BOTH, 1),
+        Spec(2, 16, 5, 0, 12, 4, 4, BOTH, 1),
+        Spec(1, 32, 5, 4, 4, 4, 4, BOTH, 1),
+        Spec(2, 64, 5, 8, 8, 8, 8, BOTH, 1),
+        Spec(1, 96, 3, 8, 8, 8, 8, BOTH, 2),
+        Spec(1, 384, 3, 12, 12, 0, 0, BOTH, 2),
     ]
-    return MicroNet((2, 2), specs, 4, ((1.0, 0.0), (1.0, 0.0)), 640)
+    return MicroNet((2, 2), specs, 4, START, 640)
 
 
 def micronet_m1() -> MicroNet:
-    both = (MAXIMUM, MAXIMUM, FUSION)
     specs = [
         Spec(2, 8, 3, 0, 6, 2, 2, (MAXIMUM, STATIC, FUSION), 1),
-        Spec(2, 16, 3, 0, 8, 4, 4, both, 1),
-        Spec(2, 16, 5, 0, 16, 4, 4, both, 1),
-        Spec(1, 32, 5, 4, 4, 4, 4, both, 1),
-        Spec(2, 64, 5, 8, 8, 8, 8, both, 1),
-        Spec(1, 96, 3, 8, 8, 8, 8, both, 2),
-        Spec(1, 576, 3, 12, 12, 0, 0, both, 2),
+        Spec(2, 16, 3, 0, 8, 4, 4, BOTH, 1),
+        Spec(2, 16, 5, 0, 16, 4, 4, BOTH, 1),
+        Spec(1, 32, 5, 4, 4, 4, 4, BOTH, 1),
+        Spec(2, 64, 5, 8, 8, 8, 8, BOTH, 1),
+        Spec(1, 96, 3, 8, 8, 8, 8, BOTH, 2),
+        Spec(1, 576, 3, 12, 12, 0, 0, BOTH, 2),
     ]
-    return MicroNet((3, 2), specs, 6, ((1.0, 0.0), (1.0, 0.0)), 960)
+    return MicroNet((3, 2), specs, 6, START, 960)
 
 
 def micronet_m2() -> MicroNet:
-    both = (MAXIMUM, MAXIMUM, FUSION)
     specs = [
         Spec(2, 12, 3, 0, 8, 4, 4, (MAXIMUM, STATIC, FUSION), 1),
-        Spec(2, 16, 3, 0, 12, 4, 4, both, 1),
-        Spec(1, 24, 3, 0, 16, 4, 4, both, 1),
-        Spec(2, 32, 5, 6, 6, 4, 4, both, 1),
-        Spec(1, 32, 5, 8, 8, 4, 4, both, 2),
-        Spec(1, 64, 5, 8, 8, 8, 8, both, 2),
-        Spec(2, 96, 5, 8, 8, 8, 8, both, 2),
-        Spec(1, 128, 3, 12, 12, 8, 8, both, 2),
-        Spec(1, 768, 3, 16, 16, 0, 0, both, 2),
+        Spec(2, 16, 3, 0, 12, 4, 4, BOTH, 1),
+        Spec(1, 24, 3, 0, 16, 4, 4, BOTH, 1),
+        Spec(2, 32, 5, 6, 6, 4, 4, BOTH, 1),
+        Spec(1, 32, 5, 8, 8, 4, 4, BOTH, 2),
+        Spec(1, 64, 5, 8, 8, 8, 8, BOTH, 2),
+        Spec(2, 96, 5, 8, 8, 8, 8, BOTH, 2),
+        Spec(1, 128, 3, 12, 12, 8, 8, BOTH, 2),
+        Spec(1, 768, 3, 16, 16, 0, 0, BOTH, 2),
     ]
-    return MicroNet((4, 2), specs, 6, ((1.0, 0.0), (1.0, 0.0)), 1024)
+    return MicroNet((4, 2), specs, 6, START, 1024)
 
 
 def micronet_m3() -> MicroNet:

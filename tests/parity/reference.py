@@ -364,7 +364,8 @@ def checked(name: str, authors: Fixture) -> str:
             dict(zip(facts["grad_names"], values["train_grad_norm_f64"]))
             for facts, values in ((part, arrays), (authors.facts["train"], expected))
         )
-        counted = [name for name, norm in wanted.items() if norm > 1e-3 * max(wanted.values())]
+        least = 1e-3 * max(wanted.values())  # what feeds a batch norm has no gradient but noise
+        counted = [name for name, norm in wanted.items() if norm > least]
         found.append(f"loss {abs(part['loss'] - authors.facts['train']['loss']):.1e}")
         found.append(f"gradients in float64 {max(abs(norms[name] / wanted[name] - 1) for name in counted):.1e}")
     tags = [tag for tag in ("eval", "odd") if f"merged_{tag}_logits" in expected]

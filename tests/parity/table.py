@@ -73,22 +73,23 @@ def training_cells(case: Case, expected: Fixture) -> list[str]:
 
 def merged_row(case: Case, found: list[Fixture]) -> str:
     """The same for the network after structural re-parameterisation; logits of the first fixture that has them."""
-    cells = []
-    for tag in ("eval", "odd"):
-        expected = next((fixture for fixture in found if f"merged_{tag}_logits" in fixture.arrays), None)
-        if expected is None:
-            cells.append("-")
+    cells = {"eval": "-", "odd": "-"}
+    for expected in found:
+        tags = [tag for tag, cell in cells.items() if cell == "-" and f"merged_{tag}_logits" in expected.arrays]
+        if not tags:
             continue
         network = loaded(case, expected)
         network.eval()
         network.reparameterize()
         parameters = sum(int(p.size) for p in network.parameters() if p.trainable)
         assert parameters == expected.facts["merged_num_params"], f"{case.variant}: {parameters:,} merged parameters"
-        with paddle.no_grad():
-            logits = network(paddle.to_tensor(images(expected.facts[tag]))).numpy()
-        reference = expected.arrays[f"merged_{tag}_logits"]
-        cells.append(shown(float(np.abs(logits[:, :: expected.logit_step] - reference).max())))
-    return f"| {case.model}, merged | {case.variant} | {' | '.join([f'{parameters:,}', *cells, *['-'] * 5])} |"
+        for tag in tags:
+            with paddle.no_grad():
+                logits = network(paddle.to_tensor(images(expected.facts[tag]))).numpy()
+            reference = expected.arrays[f"merged_{tag}_logits"]
+            cells[tag] = shown(float(np.abs(logits[:, :: expected.logit_step] - reference).max()))
+    count = f"{found[0].facts['merged_num_params']:,}"
+    return f"| {case.model}, merged | {case.variant} | {' | '.join([count, *cells.values(), *['-'] * 5])} |"
 
 
 def sizes(expected: Fixture) -> list[str]:
