@@ -13,7 +13,6 @@ names, where `load_set` finds them by their digest; so the set is always wholly 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import pickle
@@ -37,15 +36,12 @@ STATES = ".pdstates"
 # ------------------------------------------------------------------------------------------------ single files
 
 
-class _HashingWriter(io.RawIOBase):
+class _HashingWriter:
     """Passes bytes on to a file and keeps their SHA-256."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.sha256 = hashlib.sha256()
-
-    def writable(self) -> bool:
-        return True
 
     def write(self, data: Any) -> int:
         self.sha256.update(data)
@@ -79,7 +75,7 @@ def write_file(path: Path, content: str | bytes) -> None:
     sync_folder(path.parent)
 
 
-def _with_trailer(file: BinaryIO, write_body: Callable[[BinaryIO], None], metadata: Mapping[str, Any]) -> str:
+def _with_trailer(file: BinaryIO, write_body: Callable[[_HashingWriter], None], metadata: Mapping[str, Any]) -> str:
     writer = _HashingWriter(file)
     write_body(writer)
     digest = writer.sha256.hexdigest()
@@ -187,7 +183,7 @@ class Checkpoint:
 
 def member(prefix: Path, suffix: str) -> Path:
     """`output/latest`, ".pdopt" -> `output/latest.pdopt`."""
-    return prefix.with_name(prefix.name + suffix)
+    return prefix.parent / (prefix.name + suffix)
 
 
 def save_set(
@@ -300,29 +296,55 @@ def _load_set(prefix: Path) -> Checkpoint:
 
 def _offer(prefix: Path) -> str:
     """Name the newest other set in the folder that is whole."""
+    found = newest_other(prefix)
+    if found is None:
+        return f"There is no other whole checkpoint in {prefix.parent}"
+    other, states = found
+    step = states.get("global_step", -1)
+    return f"The newest whole checkpoint there is {other.name} (step {step}): -o Global.checkpoints={other}"
+
+
+def newest_other(
+    prefix: Path, suits: Callable[[Mapping[str, Any]], bool] = lambda states: True
+) -> tuple[Path, dict[str, Any]] | None:
+    """(prefix, states) of the other set beside this one that is whole, has been trained longest, and `suits`."""
     others = []
     for path in prefix.parent.glob("*" + STATES):
         other = path.with_name(path.name.removesuffix(STATES))
-        if other.name == prefix.name:
-            continue
         try:
-            states = _load_set(other).states
+            content = _read_states(other)
         except Refused:
             continue
-        others.append((states.get("global_step", -1), other.name != "best_model", other))
-    if not others:
-        return f"There is no other whole checkpoint in {prefix.parent}"
-    step, _, other = max(others)
-    return f"The newest whole checkpoint there is {other.name} (step {step}): -o Global.checkpoints={other}"
+        # what can only be used, best_model_ema, is no checkpoint to go on from
+        if other.name != prefix.name and ".pdopt" in content["digests"] and suits(content["states"]):
+            states = content["states"]
+            others.append((states.get("global_step", -1), other.name != "best_model", other, states))
+    for _, _, other, states in sorted(others, key=lambda found: found[:3], reverse=True):
+        try:
+            _load_set(other)
+        except Refused:
+            continue
+        return other, states
+    return None
+
+
+def _prefix_of(path: Path) -> Path:
+    return path.parent / path.name.removesuffix(".pdparams")
+
+
+def weights_exist(path: Path) -> bool:
+    """Whether `path` names weights, with or without `.pdparams`, those of an interrupted save too. Opens nothing."""
+    prefix = _prefix_of(path)
+    return path.is_file() or member(prefix, ".pdparams").is_file() or member(prefix, STATES).is_file()
 
 
 def resolve_weights(path: Path) -> Path:
     """The file that holds the weights of `path` (with or without `.pdparams`), after an interrupted save too."""
-    if path.is_file():
-        prefix = path.with_name(path.name.removesuffix(".pdparams"))
-    else:
-        prefix, path = path, member(path, ".pdparams")
-    if path.suffix != ".pdparams" or not member(prefix, STATES).is_file():
+    if path.is_file() and path.suffix != ".pdparams":
+        return path
+    prefix = _prefix_of(path)
+    path = member(prefix, ".pdparams")
+    if not member(prefix, STATES).is_file():
         return path
     digest = _read_states(prefix)["digests"].get(".pdparams")
     return _located(prefix, ".pdparams", digest) if digest else path

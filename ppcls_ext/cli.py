@@ -103,8 +103,14 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         message, status = f"Stopped: {error}", EXIT_FAILED  # a full disk, a folder that cannot be written
     except KeyboardInterrupt:
         message, status = "Stopped by Ctrl-C.", 130
-    except Exception:  # noqa: BLE001 - a defect: shown whole, status 1
+    except Exception as error:  # noqa: BLE001 - a defect: shown whole, status 1
         message, status = traceback.format_exc(), 1
+        if distributed.lost_another(error):
+            message, status = (
+                "Stopped: another process has ended, or has not answered for 30 s; if it said why, that stands above. "
+                "Go on from the last checkpoint: -o Global.checkpoints=OUTPUT/latest",
+                EXIT_FAILED,
+            )
     if message:
         print(message, file=sys.stderr, flush=True)
         distributed.report_failure(message)

@@ -48,6 +48,11 @@ def eval_metrics(config: Config) -> list[Callable]:
     return list(named(METRICS, config.Metric.Eval or [default]).values())
 
 
+def selection_metric(config: Config) -> str:
+    """The number that decides which model is best: the first of the first metric that is better when it is larger."""
+    return next(metric.names()[0] for metric in eval_metrics(config) if metric.selects)
+
+
 def train_metrics(config: Config) -> list[Callable]:
     """The metrics of training; top-1 and top-5 where none is named, and nothing where an image has several labels."""
     if not config.Metric.Train and has_several_labels(config.DataLoader.Train):

@@ -52,6 +52,19 @@ def all_sum(values: np.ndarray) -> np.ndarray:
     return tensor.numpy()
 
 
+def sum_of_all(values: dict[str, float]) -> dict[str, float]:
+    """Sums over all ranks, of dictionaries that have the same keys on each."""
+    if world_size() == 1 or not values:
+        return dict(values)
+    names = sorted(values)
+    return dict(zip(names, all_sum(np.array([values[name] for name in names])).tolist()))
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether it is gloo's about a process that has ended, or does not answer."""
+    return world_size() > 1 and isinstance(error, RuntimeError) and "gloo" in str(error)
+
+
 def any_rank(flag: bool) -> bool:
     """True on every rank if it is true on one."""
     return bool(all_sum(np.array([float(flag)]))[0] > 0)

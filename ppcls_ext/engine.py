@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from paddle.utils import unique_name
 from ppcls_ext import distributed
 from ppcls_ext.checkpoint import load_set
 from ppcls_ext.config import Config
-from ppcls_ext.criteria import eval_losses, eval_metrics
+from ppcls_ext.criteria import eval_losses, eval_metrics, selection_metric
 from ppcls_ext.data.loader import Batch, Loader
 from ppcls_ext.device import choose_device, device_lines
 from ppcls_ext.errors import RunFailed
@@ -31,9 +31,7 @@ from ppcls_ext.log import RunLog, joined
 from ppcls_ext.meter import Answers, Meter
 from ppcls_ext.optim import evaluation_weights
 from ppcls_ext.run import Run, build_run, choose_seed, describe_run, finish, rate_now
-from ppcls_ext.saving import equalise, save, take_up
-
-SELECTING = ("top", "mAP", "F1", "AccuracyScore")  # how names of metrics begin that are better when larger
+from ppcls_ext.saving import equalise, save, set_earlier_aside, take_up
 
 
 class StoppedBySignal(Exception):
@@ -55,34 +53,25 @@ def train(config: Config) -> dict[str, float]:
     folder = config.output_folder()
     saved = load_set(Path(config.Global.checkpoints)) if config.Global.checkpoints else None
     seed = choose_seed(config, saved)
-    log = RunLog(folder)
-    fresh = saved is None
-    if fresh and (folder / "latest.pdstates").exists():
-        log.warning(
-            f"{folder} holds an earlier run, whose files this one replaces; "
-            f"to go on with that one: -o Global.checkpoints={folder}/latest"
-        )
-    drawn = fresh and config.Global.seed is None
-    log.info(f"seed: {seed}" + (" (fresh: Global.seed is not set)" if drawn else ""))
-    for line in device_lines(config, device):
-        log.info(line)
     # Names of parameters and of the optimizer's slots must not depend on what else this process has built.
-    with unique_name.guard():
-        run = build_run(config, log, folder, seed, saved)
-        try:
-            if saved is not None:
-                take_up(run, saved)
-                del saved  # weights, optimizer and average are in the run now
-            with signals_ask(run):
-                describe_run(run)
-                result = train_epochs(run)
-            finish(run)
-            return result
-        finally:
-            run.train_loader.close()
-            if run.eval_loader is not None:
-                run.eval_loader.close()
-            log.close()
+    with ExitStack() as opened, unique_name.guard():
+        log = RunLog(folder)
+        opened.callback(log.close)
+        drawn = saved is None and config.Global.seed is None
+        log.info(f"seed: {seed}" + (" (fresh: Global.seed is not set)" if drawn else ""))
+        for line in device_lines(config, device):
+            log.info(line)
+        run = build_run(config, log, folder, seed, saved, opened)
+        if saved is not None:
+            take_up(run, saved)
+            del saved  # weights, optimizer and average are in the run now
+        else:
+            set_earlier_aside(run)
+        with signals_ask(run):
+            describe_run(run)
+            result = train_epochs(run)
+        finish(run)
+        return result
 
 
 def train_epochs(run: Run) -> dict[str, float]:
@@ -150,10 +139,10 @@ def train_epoch(run: Run) -> None:
                 if position.step < run.steps_per_epoch:  # the epoch's end saves anyway
                     meter.flush()
                     save(run, "latest")
-    if meter.images_seen:  # else a run taken up after the last step of an epoch, which has said so already
-        meter.flush()
-        run.log.info(f"[Train][Epoch {epoch}/{options.epochs}][Avg]{joined(meter.averages())}")
-        run.log.record("train_epoch", position.global_step, epoch, meter.averages())
+    meter.flush()
+    averages = meter.averages()
+    run.log.info(f"[Train][Epoch {epoch}/{options.epochs}][Avg]{joined(averages)}")
+    run.log.record("train_epoch", position.global_step, epoch, averages)
 
 
 def learn_from(
@@ -232,13 +221,14 @@ def evaluate(
     if images == 0:
         raise RunFailed("the evaluation split holds no readable image")
     result: dict[str, float] = {"images": images}
-    for metric in summed:
+    for metric in metrics:
+        if metric.whole:
+            result |= zip(metric.names(), metric.of(*answers.of_all_ranks()))
+            continue
         for name in metric.names():
             if metric.counts_answers:
                 result[f"{name}_correct"] = int(totals[name])
             result[name] = totals[name] / images
-    for metric in whole:
-        result |= zip(metric.names(), metric.of(*answers.of_all_ranks()))
     for name in losses:
         result[name] = totals[name] / images
     result["loss"] = sum(result[name] for name in losses)
@@ -260,7 +250,7 @@ def evaluates_after(run: Run, epoch: int) -> bool:
 
 def evaluate_and_keep_best(run: Run) -> None:
     """Evaluate the weights, and their average where there is one; keep what is best."""
-    position, average = run.position, run.average
+    position, average, metric = run.position, run.average, selection_metric(run.config)
     equalise(run)
     kinds = [("eval", "Eval", "best_model", position.best, partial(evaluation_weights, run.optimizer))]
     if average is not None:
@@ -273,10 +263,10 @@ def evaluate_and_keep_best(run: Run) -> None:
             save_and_stop(run)
     # An evaluation that is made again, of a run taken up from `best_model`, neither gains nor counts as one without.
     again = any(best.get("epoch") == position.epoch for *_, best, _ in kinds)
-    gains = [exceeds(results[kind], best) for kind, _, _, best, _ in kinds]
+    gains = [results[kind][metric] > best.get(metric, -1.0) for kind, _, _, best, _ in kinds]
     position.evaluations_without_gain = 0 if any(gains) or again else position.evaluations_without_gain + 1
     for (kind, title, name, best, _), gained in zip(kinds, gains):
-        result, metric = results[kind], selection_metric(results[kind])
+        result = results[kind]
         run.log.info(f"[{title}][Epoch {position.epoch}][Avg]{joined(averages_of(result))}")
         run.log.record(kind, position.global_step, position.epoch, averages_of(result))
         if not math.isfinite(result["loss"]):
@@ -304,20 +294,9 @@ def evaluate_split(run: Run) -> dict[str, float] | None:
     )
 
 
-def exceeds(result: dict[str, float], best: dict[str, float]) -> bool:
-    """Whether an evaluation is better than the best so far."""
-    metric = selection_metric(result)
-    return result[metric] > best.get(metric, -1.0)
-
-
-def selection_metric(result: dict[str, float]) -> str:
-    """The metric that decides which model is best: the first that is better when it is larger."""
-    return next(name for name in result if name.startswith(SELECTING) and not name.endswith("_correct"))
-
-
 @contextmanager
 def signals_ask(run: Run) -> Iterator[None]:
-    """SIGTERM and Ctrl-C ask the run to save and stop; asked once more, it ends at once."""
+    """SIGTERM, Ctrl-C and a closed terminal ask the run to save and stop; asked once more, it ends at once."""
     asked_at = 0.0
 
     def ask(number: int, _frame: Any) -> None:
@@ -329,7 +308,7 @@ def signals_ask(run: Run) -> Iterator[None]:
         if not run.asked_to_stop:
             run.asked_to_stop, asked_at = number, time.monotonic()
 
-    kept = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ppcls_ext import distributed
 from ppcls_ext.checkpoint import write_file
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, SCALARS_FOLDER = "metrics.jsonl", "vdl"
 
 
 class RunLog:
@@ -61,19 +61,19 @@ class RunLog:
             for name, value in values.items():
                 self._scalars.add_scalar(tag=f"{kind}/{name}", step=step, value=value)
 
-    def begin(self, step: int, visualdl: bool) -> None:
-        """Open the records of a run that stands at `step`; those of steps that it will take (again) are dropped."""
+    def begin(self, step: int, epoch: int, visualdl: bool) -> None:
+        """Open the records of a run that stands at `step`, in `epoch`; those of what it will do (again) are dropped."""
         if self._folder is None:
             return
         if (self._folder / METRICS_FILE).exists():
-            kept = [record for record in read_metrics(self._folder) if record["step"] <= step]
+            kept = [record for record in read_metrics(self._folder) if _done(record, step, epoch)]
             write_file(self._folder / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept))
         if step == 0:
-            shutil.rmtree(self._folder / "vdl", ignore_errors=True)
+            shutil.rmtree(self._folder / SCALARS_FOLDER, ignore_errors=True)
         if visualdl:
             from visualdl import LogWriter
 
-            self._scalars = LogWriter(logdir=str(self._folder / "vdl"))
+            self._scalars = LogWriter(logdir=str(self._folder / SCALARS_FOLDER))
 
     @contextmanager
     def progress(self, description: str, total: int, completed: int = 0) -> Iterator[Progress | None]:
@@ -97,6 +97,13 @@ class RunLog:
         for handle in (self._file, self._scalars):
             if handle is not None:
                 handle.close()
+
+
+def _done(record: dict[str, Any], step: int, epoch: int) -> bool:
+    """Whether a run that stands at `step`, in `epoch`, has this record behind it."""
+    if record["epoch"] != epoch:  # steps are counted anew where a run goes on with other batches
+        return record["epoch"] < epoch
+    return record["kind"] == "train" and record["step"] <= step  # what ends an epoch is still to come
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import numpy as np
 import paddle
@@ -40,12 +41,9 @@ def find_lr(config: Config, first: float, last: float, steps: int) -> LrRange:
     for line in device_lines(config, device):
         log.info(line)
     folder = config.output_folder()
-    with unique_name.guard():
-        run = build_run(config, log, folder, seed, None)
-        try:
-            result = read_range(*try_rates(run, [first * (last / first) ** (i / (steps - 1)) for i in range(steps)]))
-        finally:
-            run.train_loader.close()
+    with ExitStack() as opened, unique_name.guard():
+        run = build_run(config, log, folder, seed, None, opened)
+        result = read_range(*try_rates(run, [first * (last / first) ** (i / (steps - 1)) for i in range(steps)]))
     folder.mkdir(parents=True, exist_ok=True)
     picture = draw_lr_range(result, folder)
     rows = [dict(zip(("rate", "loss", "smoothed"), row)) for row in zip(result.rates, result.losses, result.smoothed)]

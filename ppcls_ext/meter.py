@@ -27,7 +27,7 @@ class Meter:
         self.run = run
         self.sums = run.position.sums
         self.pending: list[tuple[np.ndarray, dict[str, paddle.Tensor]]] = []
-        self.steps = self.images = self.images_seen = 0
+        self.steps = self.images = 0
         self.waited = 0.0
         self.began = time.perf_counter()
 
@@ -40,7 +40,6 @@ class Meter:
         self.pending.append((batch.indices, values))
         self.waited += batch.wait
         self.images += len(batch.indices)
-        self.images_seen += len(batch.indices)
 
     def flush(self) -> None:
         """Add what is pending to the sums. Raises `RunFailed` at the first loss that is not finite."""
@@ -70,11 +69,12 @@ class Meter:
         return "\n".join(lines)
 
     def averages(self) -> dict[str, float]:
-        """Means over the images of the epoch so far, on this rank."""
-        images = self.sums.get("images", 0)
+        """Means over the images of the epoch so far, those of all ranks."""
+        sums = distributed.sum_of_all(self.sums)
+        images = sums.get("images", 0)
         names = [name for name in self.sums if name not in ("images", "loss")]
         order = sorted(names, key=lambda name: not name.startswith("top")) + ["loss"]
-        return {name: self.sums[name] / images for name in order} if images else {}
+        return {name: sums[name] / images for name in order} if images else {}
 
     def say(self, rate: float) -> None:
         """The line that PaddleClas's users know; times are means since the last line."""

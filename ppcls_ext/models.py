@@ -19,6 +19,14 @@ from ppcls_ext.errors import Refused, refuse_all
 from ppcls_ext.registry import BACKBONES, check_arguments
 
 _FROM_PROGRAM = frozenset({"num_classes", "in_channels"})
+# What timm and torchvision call an argument, and what does it here.
+_ELSEWHERE = {
+    "features_only": "not an argument here: network.forward_stages(x) gives the maps of every resolution",
+    "pretrained": "not an argument here: load_weights(network, path) reads weights",
+    "in_chans": "called in_channels here",
+    "drop_rate": "called dropout here, of networks that have it",
+    "drop_path_rate": "called drop_path here, of networks that have it",
+}
 
 
 def create_model(name: str, num_classes: int = 1000, in_channels: int = 3, **arguments: Any) -> nn.Layer:
@@ -27,6 +35,10 @@ def create_model(name: str, num_classes: int = 1000, in_channels: int = 3, **arg
     `arguments` are those of its builder; a name or value that it does not take is refused.
     """
     builder = BACKBONES[name]
+    foreign = [f"{name}.{key}: {cure}" for key, cure in _ELSEWHERE.items() if key in arguments]
+    if num_classes == 0:
+        foreign.append(f"{name}.num_classes: 0; a network always has a classifier: forward_features(x) leaves it out")
+    refuse_all(f"{name} cannot be built", foreign)
     converted, problems = check_arguments(builder, arguments, place=name, hidden=_FROM_PROGRAM, also=_FROM_PROGRAM)
     refuse_all(f"{name} cannot be built", problems)
     return builder(num_classes=num_classes, in_channels=in_channels, **converted)
@@ -61,18 +73,14 @@ def evaluation(name: str) -> str:
     """A configuration (YAML) that evaluates weights of the network `name` as its published top-1 was measured."""
     known = facts(name)
     backend = {"paddleclas": "cv2", "torchvision": "pil"}[known.measured_with]
-    resize = {"resize_short": known.resize} if known.resize > known.crop else {"size": known.crop}
+    resize = {"size": known.resize} if known.warped else {"resize_short": known.resize}
     how = {"interpolation": known.interpolation, "backend": backend, "rounding": known.measured_with}
-    # a copy for each place: YAML would write the second as a reference to the first
-    first, second = (
-        [
-            {"DecodeImage": {"to_rgb": True, "backend": backend}},
-            {"ResizeImage": {**resize, **how}},
-            {"CropImage": {"size": known.crop, "rounding": known.measured_with}},
-            {"NormalizeImage": {"mean": list(known.mean), "std": list(known.std)}},
-        ]
-        for _ in range(2)
-    )
+    operators = [
+        {"DecodeImage": {"to_rgb": True, "backend": backend}},
+        {"ResizeImage": {**resize, **how}},
+        {"CropImage": {"size": known.crop, "rounding": known.measured_with}},
+        {"NormalizeImage": {"mean": list(known.mean), "std": list(known.std)}},
+    ]
     data = "./dataset/ILSVRC2012/"
     dataset = {"name": "ImageNetDataset", "image_root": data, "cls_label_path": f"{data}val_list.txt"}
     sections = {
@@ -81,12 +89,11 @@ def evaluation(name: str) -> str:
         "Loss": {"Eval": [{"CELoss": {"weight": 1.0}}]},
         "DataLoader": {
             "Eval": {
-                "dataset": {**dataset, "transform_ops": first},
+                "dataset": {**dataset, "transform_ops": operators},
                 "sampler": {"name": "DistributedBatchSampler", "batch_size": 64, "shuffle": False, "drop_last": False},
                 "loader": {"num_workers": 2},
             }
         },
-        "Infer": {"transforms": second},
         "Metric": {"Eval": [{"TopkAcc": {"topk": [1, 5]}}]},
     }
     header = f"# {name} on ImageNet-1k, prepared as its published top-1 of {known.top1} was measured: {known.source}\n"

@@ -9,6 +9,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ from ppcls_ext.optim import (
 from ppcls_ext.registry import BACKBONES, DATASETS, SAMPLERS, SCHEDULES
 from ppcls_ext.report.curves import draw_curves
 from ppcls_ext.weights import fit_weights, read_metadata
+
+FEW_STEPS = 5  # of an epoch
+CONFIG, DESCRIPTION = "config.yaml", "run.json"  # what describes a run
 
 
 @dataclass
@@ -82,15 +86,20 @@ class Run:
     asked_to_stop: int = 0  # the signal's number
 
 
-def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Checkpoint | None) -> Run:
-    """Everything a run needs, at its beginning; `saving.take_up` puts it where `saved` stopped."""
+def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Checkpoint | None, opened: ExitStack) -> Run:
+    """Everything a run needs, at its beginning; `saving.take_up` puts it where `saved` stopped.
+
+    `opened` closes the loaders, of a run that cannot be built too.
+    """
     options, world = config.Global, distributed.world_size()
     schedule = build_schedule(config)
     loader = build_train_loader(config, saved.metadata.get("class_names") if saved else None, seed)
+    opened.callback(loader.close)
     dataset = loader.dataset
     eval_loader = None
     if options.eval_during_train and config.DataLoader.Eval is not None:
         eval_loader = build_eval_loader(config, dataset.class_names, dataset.num_classes, seed)
+        opened.callback(eval_loader.close)
     for note in [*dataset.notes, *(eval_loader.dataset.notes if eval_loader else [])]:
         log.warning(note)
     plan = loader.batches(1)
@@ -281,8 +290,8 @@ def refuse_batches_of_one(network: paddle.nn.Layer, plan: list[np.ndarray]) -> N
     if any(isinstance(layer, kinds) for layer in network.sublayers()):
         if min(len(part) for part in plan) == 1:
             raise Refused(
-                "DataLoader.Train.sampler: the last batch of an epoch would hold one image, which the batch norm of "
-                "this network's head cannot train on; set drop_last: True or another batch_size"
+                "DataLoader.Train.sampler: a batch of an epoch would hold one image, which the batch norm of this "
+                "network's head cannot train on; choose a batch_size above 1 without a rest of 1, or drop_last: True"
             )
 
 
@@ -291,16 +300,24 @@ def describe_run(run: Run) -> None:
     warmup = run.config.Optimizer.lr.arguments.get("warmup_epoch", 0)
     if warmup > run.config.Global.epochs:
         run.log.warning(f"the warm-up ({warmup:g} epochs) is longer than the run ({run.config.Global.epochs})")
+    images, left_out = len(run.train_loader.dataset), ""
+    if (used := sum(len(part) for part in run.train_loader.batches(1)) * distributed.world_size()) < images:
+        left_out = f", which leave out {images - used} of {images} images each time"
+    if run.steps_per_epoch < FEW_STEPS:
+        run.log.warning(
+            f"{run.steps_per_epoch} steps an epoch{left_out}: batch-norm statistics and averages of the weights lag "
+            "behind; a smaller DataLoader.Train.sampler.batch_size makes more of them"
+        )
     reached = run.config.Global.epochs
     late = [str(first) for first in run.train_loader.dataset.first_epochs if first > reached]
     if late:
         run.log.warning(f"image_sizes: the sizes from epoch {', '.join(late)} on are not reached in {reached} epochs")
     if run.config.Freeze != FreezeOptions() and not (run.config.Global.pretrained_model or run.last_saved):
         run.log.warning("Freeze: the frozen layers keep random weights; Global.pretrained_model names trained ones")
-    run.log.begin(run.position.global_step, run.config.Global.use_visualdl)
+    run.log.begin(run.position.global_step, run.position.epoch, run.config.Global.use_visualdl)
     if distributed.rank() != 0:
         return
-    write_file(run.folder / "config.yaml", configuration.to_yaml(run.config))
+    write_file(run.folder / CONFIG, configuration.to_yaml(run.config))
     if run.class_names is not None:
         write_class_map(run.folder / CLASS_MAP, run.class_names)
     described = {
@@ -312,7 +329,7 @@ def describe_run(run: Run) -> None:
         "versions": {"python": platform.python_version(), "paddle": paddle.__version__, "numpy": np.__version__},
         "parameters": int(sum(p.size for p in run.freezing.trainable.values())),
     }
-    write_file(run.folder / "run.json", json.dumps(described, indent=1) + "\n")
+    write_file(run.folder / DESCRIPTION, json.dumps(described, indent=1) + "\n")
     run.log.info(
         f"{run.config.Arch.name}: {described['parameters']:,} parameters, {run.network.num_classes} classes; "
         f"{len(run.train_loader.dataset)} training images, {run.steps_per_epoch} steps an epoch; files in {run.folder}"
@@ -336,9 +353,11 @@ def finish(run: Run) -> None:
             run.log.warning(f"{split}: {len(skipped)} images could not be read and were left out:\n{listed}")
     if distributed.rank() == 0:
         draw_curves(run.folder)
-    best = run.position.best
-    if best:
-        run.log.info(
-            f"[Eval][best metric: {max(v for k, v in best.items() if k != 'epoch'):.5f} in epoch {best['epoch']}]"
-        )
+    for title, name, best in (
+        ("Eval", "best_model", run.position.best),
+        ("Eval][EMA", "best_model_ema", run.position.best_ema),
+    ):
+        if best:
+            value = max(value for key, value in best.items() if key != "epoch")
+            run.log.info(f"[{title}][best metric: {value:.5f} in epoch {best['epoch']}] {run.folder / name}.pdparams")
     run.log.info(f"files in {run.folder}")

@@ -6,20 +6,29 @@ A run's state is its weights, the optimizer's state and a position; everything r
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ppcls_ext import config as configuration
 from ppcls_ext import distributed
-from ppcls_ext.checkpoint import Checkpoint, member, save_set
+from ppcls_ext.checkpoint import STATES, Checkpoint, member, newest_other, save_set
+from ppcls_ext.data.class_map import CLASS_MAP
 from ppcls_ext.errors import Refused, RunFailed
+from ppcls_ext.log import METRICS_FILE, SCALARS_FOLDER
 from ppcls_ext.optim import WeightAverage, evaluation_weights, load_optimizer_state, optimizer_state
-from ppcls_ext.run import Position, Run
+from ppcls_ext.report.curves import CURVES_FILE
+from ppcls_ext.run import CONFIG, DESCRIPTION, Position, Run
 from ppcls_ext.weights import fit_weights, graph_of, state_arrays
 
 # `latest.ema.pdparams`; `best_model_ema` is a set of its own, whose files must have other names.
 EMA_MEMBER = ".ema.pdparams"
+# Of a run, what a fresh one in the same folder would replace, its checkpoints aside.
+RECORDS = (CONFIG, DESCRIPTION, CLASS_MAP, METRICS_FILE, SCALARS_FOLDER, CURVES_FILE)
 
 
 def equalise(run: Run) -> None:
@@ -66,7 +75,9 @@ def states_of(run: Run) -> dict[str, Any]:
     """What besides tensors a run needs to go on."""
     return {
         **asdict(run.position),
+        "sums": distributed.sum_of_all(run.position.sums),
         "seed": run.seed,
+        "config": configuration.to_yaml(run.config),
         "scaler": run.precision.scaler_state(),
         "plan": plan_of(run),
         "optimizer": run.config.Optimizer.name,
@@ -98,6 +109,44 @@ def metadata_of(run: Run) -> dict[str, Any]:
     }
 
 
+def set_earlier_aside(run: Run) -> None:
+    """Move what an earlier run left in the folder of a fresh one to `earlier_N` in it, so that they do not mix."""
+    distributed.any_rank(False)  # by now every process has read the weights that it begins with, perhaps from here
+    aside = distributed.first_does(lambda: _set_aside(run.folder))
+    if aside is not None:
+        run.log.warning(
+            f"{run.folder} holds an earlier run, which is in {aside} now; to go on with that one: "
+            f"-o Global.checkpoints={aside}/latest"
+        )
+
+
+def _set_aside(folder: Path) -> Path | None:
+    states = sorted(folder.glob("*" + STATES))
+    if not states:
+        return None
+    number = next(number for number in count(1) if not (folder / f"earlier_{number}").exists())
+    aside = folder / f"earlier_{number}"
+    aside.mkdir()
+    for path in states:
+        prefix = path.with_name(path.name.removesuffix(STATES))
+        for suffix in (".pdparams", ".pdopt", EMA_MEMBER, STATES):
+            for own in (member(prefix, suffix), member(prefix, suffix + ".new")):
+                if own.exists():
+                    os.replace(own, aside / own.name)
+    for name in RECORDS:
+        if (folder / name).exists():
+            os.replace(folder / name, aside / name)
+    return aside
+
+
+def whole_epoch_beside(prefix: Path) -> str:
+    """The cure for a set that stopped within an epoch: another one that ends one."""
+    found = newest_other(prefix, lambda states: states.get("step") == 0)
+    if found is None:
+        return f"No other checkpoint in {prefix.parent} ends an epoch; go on as it was begun"
+    return f"{found[0].name} ends epoch {found[1]['epoch'] - 1}: -o Global.checkpoints={found[0]}"
+
+
 def take_up(run: Run, saved: Checkpoint) -> None:
     """Put the run where `saved` stopped."""
     if saved.metadata["arch"] != run.config.Arch.name:
@@ -117,10 +166,12 @@ def take_up(run: Run, saved: Checkpoint) -> None:
     if changed and states["step"]:
         raise Refused(
             f"{saved.prefix} stopped within epoch {states['epoch']}; its rest can only be taken up with the same data: "
-            + "; ".join(changed)
+            f"{'; '.join(changed)}. {whole_epoch_beside(saved.prefix)}"
         )
     if changed:
         run.log.warning(f"taken up with changes: {'; '.join(changed)}; the run goes on, but not as one unbroken")
+    if changes := configuration.differences(states.pop("config", None), configuration.to_yaml(run.config)):
+        run.log.warning(f"taken up with another configuration: {'; '.join(changes)}")
     report = fit_weights(run.network, member(saved.prefix, ".pdparams"), strict=True)
     run.log.info(report.summary())
     load_optimizer_state(run.optimizer, run.network, saved.tensors[".pdopt"])
@@ -139,6 +190,8 @@ def take_up(run: Run, saved: Checkpoint) -> None:
         run.schedule.load(schedule)
     states.pop("seed")
     run.position = Position(**states)
+    if distributed.rank() != 0:  # they are sums over all processes
+        run.position.sums = dict.fromkeys(run.position.sums, 0.0)
     run.last_saved = saved.prefix
     if changed:  # the learning rate is a function of the step: count in steps of now
         run.position.global_step = (run.position.epoch - 1) * run.steps_per_epoch

@@ -93,19 +93,23 @@ def predict(config: Config) -> Iterator[tuple[list[dict[str, Any]], dict[str, st
 
 
 def class_names_of(config: Config, metadata: dict[str, Any], num_classes: int) -> list[str] | None:
-    """The class map of the weights, or `Infer.PostProcess.class_id_map_file` where they carry none."""
-    if metadata.get("class_names"):
-        return metadata["class_names"]
-    place = "Infer.PostProcess.class_id_map_file"
+    """The names in `Infer.PostProcess.class_id_map_file`; where it does not fit, or is not there, those of the weights.
+
+    PaddleClas's files name ImageNet's list whatever the network: one that does not fit is told. Raises `Refused` for it
+    where the weights carry no names.
+    """
+    own, place = metadata.get("class_names"), "Infer.PostProcess.class_id_map_file"
     file = config.Infer.PostProcess.arguments.get("class_id_map_file")
     if file is None:
-        return None
+        return own
     if not Path(file).is_file():
-        raise Refused(
-            f"{place}: no such file: {file}, and the weights carry no class map; name another file, or take the key "
-            f"out for answers without names: -o {place}="
-        )
-    names = read_class_map(file)
-    if len(names) != num_classes:
-        raise Refused(f"{place}: {file} names {len(names)} classes, the network has {num_classes}")
-    return names
+        problem = f"{place}: no such file: {file}"
+    elif len(names := read_class_map(file)) == num_classes:
+        return names
+    else:
+        problem = f"{place}: {file} names {len(names)} classes, the network has {num_classes}"
+    cure = f"name another file, or take the key out: -o {place}="
+    if own:
+        RunLog().warning(f"{problem}; the names that the weights carry are used; {cure}")
+        return own
+    raise Refused(f"{problem}, and the weights carry no class map; {cure}")

@@ -346,3 +346,19 @@ def test_the_code_on_the_page_of_networks_runs_and_gives_what_its_comments_say(r
         assert f"({', '.join(map(str, names[name].shape))})" in code
     assert [map.shape[1] for map in names["maps"]] == list(network.stage_channels)
     assert [name for name, _ in network.layer_groups()][:: len(network.layer_groups()) - 1] == ["stem", "head"]
+
+
+@pytest.mark.parametrize(
+    "arguments, cure",
+    [
+        ({"features_only": True}, "forward_stages(x) gives the maps of every resolution"),
+        ({"num_classes": 0}, "forward_features(x) leaves it out"),
+        ({"drop_path_rate": 0.1, "pretrained": True}, "load_weights(network, path) reads weights"),
+        ({"drop_rate": 0.1}, "called dropout here"),
+        ({"in_chans": 1}, "called in_channels here"),
+    ],
+)
+def test_arguments_of_timm_are_refused_with_their_names_here(arguments: dict[str, object], cure: str) -> None:
+    with pytest.raises(Refused) as refused:
+        create_model("ResNet50", **arguments)
+    assert "ResNet50 cannot be built" in str(refused.value) and cure in str(refused.value)

@@ -11,6 +11,7 @@ import pytest
 from ppcls_ext import checkpoint
 from ppcls_ext.checkpoint import load_set, read_tensors, save_set, save_tensors
 from ppcls_ext.errors import Refused
+from ppcls_ext.weights import read_weights
 
 
 def tensors(value: float) -> dict[str, dict[str, np.ndarray]]:
@@ -156,3 +157,37 @@ def test_a_checkpoint_may_be_named_by_one_of_its_files_but_not_by_its_folder(tmp
     assert value_at(tmp_path / "latest.pdparams") == 2
     with pytest.raises(Refused, match=f"{tmp_path} is a folder; a checkpoint is named as {tmp_path}/latest"):
         load_set(tmp_path)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_first_save_cut_short_at_any_rename_is_found_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    real, calls = os.replace, iter(range(100))
+
+    def replace(source: object, target: object) -> None:
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    try:
+        save_set(tmp_path / "epoch_1", tensors(1), {"global_step": 1}, {"arch": "Net"})
+    except KeyboardInterrupt:
+        assert at < 3
+    monkeypatch.undo()
+    for name in ("epoch_1", "epoch_1.pdparams"):
+        assert checkpoint.weights_exist(tmp_path / name) == (at > 0)
+        if at > 0:  # the states are in place: the set counts
+            assert value_at(tmp_path / name) == 1
+            assert float(read_weights(tmp_path / name).tensors["weight"][0, 0]) == 1
+        else:
+            with pytest.raises(Refused, match="No weights at .*/epoch_1.pdparams. There are none in"):
+                read_weights(tmp_path / name)
+
+
+def test_averaged_weights_are_no_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    save(tmp_path / "epoch_1", 1)
+    save_set(tmp_path / "best_model_ema", {".pdparams": tensors(2)[".pdparams"]}, {"global_step": 2}, {"arch": "Net"})
+    with pytest.raises(Refused, match=r"The newest whole checkpoint there is epoch_1 \(step 1\)"):
+        load_set(tmp_path / "latest")

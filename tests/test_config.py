@@ -284,3 +284,11 @@ def test_settings_that_do_not_fit_together_are_refused(write_config: Write) -> N
 
 def test_a_published_recipe_may_be_tried_for_fewer_epochs_than_its_warm_up(repository: Path) -> None:
     assert config.load(repository / "configs/micronet_m3.yaml", ["Global.epochs=3"]).Global.epochs == 3
+
+
+def test_prediction_prepares_images_as_evaluation_does_unless_told_otherwise(write_config: Callable[..., Path]) -> None:
+    loaded = config.load(write_config(Infer={}), ["DataLoader.Eval.dataset.transform_ops.1.ResizeImage.size=40"])
+    assert loaded.Infer.transforms == loaded.DataLoader.Eval.dataset.arguments["transform_ops"]
+    assert loaded.Infer.transforms[1]["ResizeImage"]["size"] == 40
+    own = [{"DecodeImage": {}}, {"ResizeImage": {"size": 8}}, {"NormalizeImage": {}}]
+    assert config.load(write_config(Infer={"transforms": own})).Infer.transforms == own

@@ -133,12 +133,22 @@ def test_links_that_lead_back_are_not_followed_and_links_to_nothing_are_refused(
     write_image(root / "a" / "1.png")
     (root / "a" / "up").symlink_to(root)
     (root / "a" / "here").symlink_to(".")
-    dataset = folders(tmp_path, ["a"])
-    assert len(dataset) == 2
+    dataset = folders(tmp_path, ["a", "b"])
+    assert len(dataset) == 3
     assert dataset.notes == [f"{root}: 2 links back to a folder above are not followed: a/here"]
     (root / "a" / "9.png").symlink_to("gone.png")
     with pytest.raises(Refused, match="links to files that are not there.*\n.*a/9.png"):
+        folders(tmp_path, ["a", "b"])
+
+
+def test_one_class_folder_alone_is_refused_and_the_classes_in_it_are_named(tmp_path):
+    with pytest.raises(Refused, match="photos: one class folder alone, a; add a folder for each other class"):
         folders(tmp_path, ["a"])
+    write_image(tmp_path / "photos" / "a" / "oak" / "0.png")
+    write_image(tmp_path / "photos" / "a" / "elm" / "0.png")
+    with pytest.raises(Refused, match=r"alone, a, which holds folders \(elm, oak\); name .*photos/a instead"):
+        folders(tmp_path, ["a"])
+    assert folders(tmp_path, ["a"], class_names=["a", "b"]).num_classes == 2  # of a trained network that knows others
 
 
 def test_a_root_without_class_folders_or_with_splits_in_it_is_refused(tmp_path):
@@ -158,6 +168,7 @@ def test_a_name_that_stands_twice_in_the_map_cannot_name_a_folder(tmp_path):
 
 def test_file_names_that_are_not_utf8_are_read(tmp_path):
     write_image(tmp_path / "photos" / "a" / "1.png", 7)
+    write_image(tmp_path / "photos" / "b" / "1.png", 8)
     os.rename(tmp_path / "photos" / "a" / "1.png", os.fsencode(tmp_path / "photos" / "a") + b"/\xe4.png")
     assert ClassFolderDataset(str(tmp_path / "photos"), PLAIN).load(0, 0)[0][0, 1, 1] == 7
 

@@ -13,11 +13,13 @@ from conftest import run_tool, small_config
 from networks import lively
 
 from ppcls_ext import config, create_model, engine
+from ppcls_ext.criteria import eval_metrics, selection_metric
 from ppcls_ext.data.multi_label import read_multi_label_list
 from ppcls_ext.errors import Refused
 from ppcls_ext.log import read_metrics
 from ppcls_ext.metrics import AccuracyScore, HammingDistance, MultiLabelF1, MultiLabelMAP
 from ppcls_ext.metrics.multilabel import average_precision
+from ppcls_ext.report.curves import _metric_of
 from ppcls_ext.trained import evaluate_trained, load_trained
 from ppcls_ext.transforms import build_transforms
 
@@ -180,3 +182,19 @@ def test_two_processes_mix_each_its_own_batch_and_find_the_metrics_of_one(
     alone = evaluate_trained(config.load(path, [weights], ["Eval"]))
     for name in ("mAP", "F1", "F1_micro", "loss"):
         assert alone[name] == pytest.approx(records[-1][name], abs=1e-5)
+
+
+def test_the_first_metric_of_the_list_selects(several: Callable[..., Path]) -> None:
+    for order in ("MultiLabelMAP", "AccuracyScore"), ("AccuracyScore", "MultiLabelMAP"):
+        metrics = "[" + ", ".join(f"{{{name}: {{}}}}" for name in order) + "]"
+        loaded = config.load(several(), [f"Metric.Eval={metrics}"])
+        assert selection_metric(loaded) == eval_metrics(loaded)[0].names()[0]
+    loaded = config.load(several(), ["Metric.Eval=[{HammingDistance: {}}, {MultiLabelMAP: {}}]"])
+    assert selection_metric(loaded) == "mAP"  # less of the first is better
+
+
+def test_the_curves_of_several_labels_show_the_metric_that_selects() -> None:
+    records = [{"kind": "train", "step": 1, "epoch": 1, "lr": 0.1, "loss": 2.0}]
+    assert _metric_of(records) == "top1"
+    records.append({"kind": "eval", "step": 1, "epoch": 1, "mAP": 0.5, "MultiLabelLoss": 1.0, "loss": 1.0})
+    assert _metric_of(records) == "mAP"

@@ -78,21 +78,23 @@ def test_images_are_prepared_as_the_facts_say(loaded: dict[str, tuple[Path, conf
         assert made.Global.image_shape == [3, known.crop, known.crop], path.name
         resize = evaluation["ResizeImage"]
         assert resize["interpolation"] == known.interpolation, path.name
-        if known.resize > known.crop or "CropImage" in evaluation:
-            assert (resize["resize_short"], evaluation["CropImage"]["size"]) == (known.resize, known.crop), path.name
+        if known.warped:
+            assert resize["size"] == known.resize == known.crop and "CropImage" not in evaluation, path.name
         else:
-            assert resize["size"] == known.crop, path.name
+            assert (resize["resize_short"], evaluation["CropImage"]["size"]) == (known.resize, known.crop), path.name
         for given in (train["NormalizeImage"], evaluation["NormalizeImage"]):
             white = {"1.0/255.0": 1, 1.0: 255}[given["scale"]]  # (x - 127) / 128 is (x / 255 - mean) / std
             assert np.allclose(given["mean"], white * np.array(known.mean)), path.name
             assert np.allclose(given["std"], white * np.array(known.std)), path.name
-        # sizes are rounded as they were when the top-1 was measured; where that was OpenCV's work, the header says so
+        # images are read and sizes rounded as they were when the top-1 was measured
         if known.measured_with == "torchvision":
             rounded = [given for op, given in evaluation.items() if op == "CropImage" or "resize_short" in given]
             assert {given["rounding"] for given in rounded} <= {"torchvision"}, path.name
             assert resize["backend"] == "pil", path.name
         else:
-            assert "by Pillow, not by OpenCV" in recipes.header_of(path)["Differs"], path.name
+            of_opencv = [*train.values(), *evaluation.values()]
+            assert {given.get("backend", "cv2") for given in of_opencv} == {"cv2"}, path.name
+            assert {given.get("rounding", "paddleclas") for given in evaluation.values()} == {"paddleclas"}, path.name
         prediction = {op: given for entry in made.Infer.transforms for op, given in entry.items()}
         assert {op: given for op, given in prediction.items() if op != "ToCHWImage"} == evaluation, path.name
 

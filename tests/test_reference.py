@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sklearn.datasets
+import yaml
 from conftest import REPOSITORY, run_tool
 
 from ppcls_ext import config
@@ -145,3 +146,12 @@ def test_published_weights_reach_the_reference_top1(shared: Path, repository: Pa
         ("441 (88.2%)", "441", "491 (98.2%)", "491"),
         ("454 (90.8%)", "454", "494 (98.8%)", "494"),
     ]
+
+
+def test_only_what_was_measured_on_warped_images_is_warped() -> None:
+    warped = {name for name in published_names() if facts(name).warped}
+    assert warped == {"RepLKNet_31L"}
+    for name in published_names():
+        given = yaml.safe_load(evaluation(name))["DataLoader"]["Eval"]["dataset"]["transform_ops"][1]["ResizeImage"]
+        key = "size" if name in warped else "resize_short"
+        assert given[key] == facts(name).resize and not {"size", "resize_short"} - {key} & given.keys()

@@ -12,9 +12,11 @@ import pytest
 import yaml
 from conftest import write_pictures
 
-from ppcls_ext import prediction
+from ppcls_ext import config, prediction
 from ppcls_ext.checkpoint import load_set
+from ppcls_ext.errors import Refused
 from ppcls_ext.served import ServedModel, read_description
+from ppcls_ext.trained import class_names_of
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -250,3 +252,24 @@ def test_an_answer_orders_equal_scores_by_index_and_never_asks_for_more_classes_
 
 def test_the_description_of_an_export_is_plain_yaml(exported: Path) -> None:
     assert yaml.safe_load((exported / "inference.yml").read_text())["Global"]["model_name"] == "MicroNet_M0"
+
+
+def test_a_class_map_that_fits_goes_before_the_names_of_the_weights_and_another_is_told(
+    tmp_path: Path, write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = "Infer.PostProcess.class_id_map_file"
+    for name, lines in (("fits", "0 oak\n1 elm\n"), ("other", "0 a\n1 b\n2 c\n")):
+        (tmp_path / f"{name}.txt").write_text(lines)
+
+    def names(file: str, carried: list[str] | None = None) -> list[str] | None:
+        loaded = config.load(write_config(), [f"{place}={tmp_path / file}"])
+        return class_names_of(loaded, {"class_names": carried}, 2)
+
+    assert names("fits.txt", ["x", "y"]) == names("fits.txt") == ["oak", "elm"]
+    for file, problem in (("other.txt", "names 3 classes, the network has 2"), ("gone.txt", "no such file: ")):
+        capsys.readouterr()
+        assert names(file, ["x", "y"]) == ["x", "y"]
+        said = capsys.readouterr().out
+        assert problem in said and "the names that the weights carry are used" in said
+        with pytest.raises(Refused, match="and the weights carry no class map; name another file"):
+            names(file)

@@ -406,3 +406,25 @@ def test_a_random_pipeline_asks_for_its_generator() -> None:
         build_transforms(TRAIN)(encode(RGB))
     pipeline = build_transforms([TRAIN[0], {"CropImage": {"size": 32}}, TRAIN[3]])
     assert not pipeline.random and pipeline(encode(RGB)).shape == (3, 32, 32)
+
+
+# torchvision 0.29's RandomResizedCrop.get_params, 20,000 boxes each: mean area, mean of log(width / height)
+@pytest.mark.parametrize(
+    "width, height, area, shape", [(500, 375, 0.4348, 0.031), (1000, 200, 0.1748, 0.103), (64, 64, 0.4854, 0.0)]
+)
+def test_a_crop_by_attempts_is_distributed_as_torchvisions(width: int, height: int, area: float, shape: float) -> None:
+    crop = RandCropImage(size=32, use_log_aspect=True, attempt=10)
+    rng = np.random.default_rng(0)
+    boxes = np.array([crop.box(width, height, rng) for _ in range(20_000)])
+    x, y, w, h = boxes.T
+    assert (x >= 0).all() and (y >= 0).all() and (x + w <= width).all() and (y + h <= height).all()
+    assert abs((w * h).mean() / (width * height) - area) < 0.006
+    assert abs(np.log(w / h).mean() - shape) < 0.006
+
+
+def test_a_crop_whose_attempts_all_fail_is_the_centre() -> None:
+    crop = RandCropImage(size=32, scale=[0.9, 1.0], attempt=3)
+    assert crop.box(1000, 10, np.random.default_rng(0)) == (493, 0, 13, 10)
+    assert crop.box(10, 1000, np.random.default_rng(0)) == (0, 493, 10, 13)
+    with pytest.raises(Refused, match="attempt: expected a whole number from 0, got -1"):
+        RandCropImage(size=32, attempt=-1)

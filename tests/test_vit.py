@@ -12,6 +12,7 @@ from paddle import nn
 
 from ppcls_ext import create_model
 from ppcls_ext.errors import Refused
+from ppcls_ext.optim.groups import set_layer_rates
 
 
 def small(**arguments: object) -> nn.Layer:
@@ -99,3 +100,18 @@ def test_what_lies_beside_the_last_patch_counts_as_zero() -> None:
 def test_a_vit_that_cannot_be_is_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(Refused, match=message):
         small(**arguments)
+
+
+def test_fresh_weights_have_no_outliers() -> None:
+    network = create_model("ViT_tiny_patch16_224")
+    matrices = [parameter for parameter in network.parameters() if parameter.ndim == 2]
+    assert len(matrices) == 12 * 4 + 1 and max(float(parameter.abs().max()) for parameter in matrices) < 7 * 0.02
+
+
+def test_layer_decay_is_that_of_beit_and_timm() -> None:
+    network = create_model("ViT_tiny_patch16_224", num_classes=3)
+    set_layer_rates(0.75, network)
+    factors = {name: parameter.optimize_attr["learning_rate"] for name, parameter in network.named_parameters()}
+    assert factors["head.weight"] == 1 and factors["norm.weight"] == 0.75
+    assert factors["blocks.11.norm1.weight"] == 0.75 and factors["blocks.0.norm1.weight"] == 0.75**12
+    assert factors["cls_token"] == factors["pos_embed"] == 0.75**13

@@ -18,7 +18,7 @@ from ppcls_ext import create_model, load_weights
 from ppcls_ext.checkpoint import save_tensors
 from ppcls_ext.errors import Refused
 from ppcls_ext.unpickle import unpickle_arrays
-from ppcls_ext.weights import find_weights, read_metadata, read_weights
+from ppcls_ext.weights import find_weights, graph_of, read_metadata, read_weights, state_arrays
 
 STORED = Path(__file__).parent / "weights"
 
@@ -267,7 +267,7 @@ def test_a_missing_file_is_refused_with_the_nearest_name(tmp_path: Path) -> None
     save_tensors(tmp_path / "best_model.pdparams", {}, {})
     with pytest.raises(Refused, match=r"No weights at .*best_modle\.pdparams. Did you mean 'best_model.pdparams'\?"):
         find_weights(tmp_path / "best_modle")
-    with pytest.raises(Refused, match="No weights at"):
+    with pytest.raises(Refused, match="is a folder; name the weights in it, for example .*/best_model"):
         find_weights(tmp_path)
 
 
@@ -460,3 +460,38 @@ def test_weights_of_a_run_that_diverged_are_refused_or_told(tmp_path: Path) -> N
     assert_same(network, before)
     told = load_weights(network, tmp_path / "diverged.safetensors", strict=False).summary()
     assert "hold NaN or infinite numbers" in told
+
+
+@pytest.mark.parametrize(
+    "name, arguments, other",
+    [
+        ("ShuffleNetV2", {"widths": [8, 16, 32, 64, 64]}, {"activation": "swish"}),
+        ("VisionTransformer", {"depth": 1, "width": 24, "num_heads": 3}, {"num_heads": 2}),
+        (
+            "EfficientNet",
+            {
+                "widths": [8, 8, 16, 32],
+                "depths": [1, 1],
+                "kernels": [3, 3],
+                "strides": [1, 2],
+                "expansions": [1, 4],
+                "activation": "swish",
+            },
+            {"activation": "relu6"},
+        ),
+    ],
+)
+def test_weights_of_a_choice_that_no_tensor_shows_are_refused(
+    tmp_path: Path, name: str, arguments: dict[str, Any], other: dict[str, Any]
+) -> None:
+    network = create_model(name, num_classes=3, **arguments)
+    save_tensors(tmp_path / "x.pdparams", state_arrays(network), {"graph": graph_of(network)})
+    load_weights(create_model(name, num_classes=3, **arguments), tmp_path / "x.pdparams")
+    [(choice, value)] = other.items()
+    stored = graph_of(network)[choice]
+    with pytest.raises(
+        Refused, match=rf"was trained with {choice}={stored!r} \(it says so\), the network has {choice}={value!r}"
+    ):
+        load_weights(create_model(name, num_classes=3, **{**arguments, **other}), tmp_path / "x.pdparams")
+    save_tensors(tmp_path / "older.pdparams", state_arrays(network), {"graph": {}})  # says nothing of it
+    load_weights(create_model(name, num_classes=3, **{**arguments, **other}), tmp_path / "older.pdparams")

@@ -125,14 +125,15 @@ class DenseNet(nn.Layer):
     def layer_groups(self) -> list[tuple[str, list[str]]]:
         """(group, prefixes of its parameter names) from input to output; "head" is what depends on the class count.
 
-        A transition belongs to the layer before it.
+        A transition, and the last norm, belong to the layer before them.
         """
         groups = [("stem", ["features.conv0.", "features.norm0."])]
         for i, depth in enumerate(self.depths, 1):
             for j in range(1, depth + 1):
                 groups.append((f"denseblock{i}.{j}", [f"features.denseblock{i}.denselayer{j}."]))
             groups[-1][1].append(f"features.transition{i}.")
-        return [*groups, ("norm", ["features.norm5."]), ("head", ["classifier."])]
+        groups[-1][1].append("features.norm5.")
+        return [*groups, ("head", ["classifier."])]
 
 
 @BACKBONES.register("DenseNet")

@@ -193,7 +193,8 @@ class EfficientNet(nn.Layer):
         self.classifier = nn.Linear(head, num_classes)
         self.num_classes = num_classes
         self.num_features = head
-        self.graph = {"padding": style.padding}  # what no tensor shows: weights of the other would load as well
+        # what no tensor shows: weights of another would load as well
+        self.graph = {"padding": style.padding, "strides": list(strides), "activation": style.activation}
         # the last stage of each resolution, before the last of all: what `forward_stages` returns
         self.stage_ends = [i for i in range(len(depths) - 1) if strides[i + 1] > 1]
         self.stage_strides = [2 * math.prod(strides[: i + 1]) for i in self.stage_ends] + [2 * math.prod(strides)]
@@ -366,7 +367,8 @@ def published(member: Member) -> Facts:
         top1=member.top1,
         top5=member.top5,
         input_size=member.size,
-        resize=member.size + 32,
+        # timm's share for B3, 0.904, gives one pixel less than the authors' 32
+        resize=member.size + (31 if member.size == 300 and not member.lite else 32),
         crop=member.size,
         interpolation="bicubic",
         mean=(127 / 255,) * 3 if member.lite else IMAGENET_MEAN,

@@ -15,7 +15,7 @@ the groups, linear layers normal with deviation 0.01 and zero bias, batch norms 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 
 import numpy as np
 import paddle
@@ -297,6 +297,9 @@ class MicroNet(nn.Layer):
         )
         self.num_classes = num_classes
         self.num_features = channels
+        # what no tensor shows: weights of another would load as well
+        shift_max = {"initial_a": list(initial_a), "initial_b": list(initial_b)}
+        self.graph = {**shift_max, "rows": [list(astuple(row)) for row in rows]}
         # the last block of each resolution: what `forward_stages` returns
         self.stage_blocks = [i for i in range(len(strides)) if i + 1 == len(strides) or strides[i + 1] != strides[i]]
         self.stage_strides = [strides[i] for i in self.stage_blocks]

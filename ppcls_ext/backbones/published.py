@@ -18,9 +18,10 @@ class Facts:
 
     `params` counts trainable parameters with 1000 classes and 3 channels; `macs` counts the multiply-adds of
     convolutions and linear layers for one image of `input_size`; both were counted, not taken from the publication.
-    `top1` and `top5` are per cent on the ImageNet-1k validation set: resize the shorter side to `resize`, cut the
-    centre `crop`, scale to 0..1, subtract `mean`, divide by `std`. `measured_with` says whose resize and crop did it:
-    PaddleClas's (OpenCV), or torchvision's (Pillow), which timm uses too; they also round differently.
+    `top1` and `top5` are per cent on the ImageNet-1k validation set: resize the shorter side to `resize` (`warped`:
+    both sides), cut the centre `crop`, scale to 0..1, subtract `mean`, divide by `std`. `measured_with` says whose
+    resize and crop did it: PaddleClas's (OpenCV), or torchvision's (Pillow), which timm uses too; they also round
+    differently.
     """
 
     params: int
@@ -36,6 +37,7 @@ class Facts:
     recipe: str
     source: str
     measured_with: Project = "torchvision"
+    warped: bool = False
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

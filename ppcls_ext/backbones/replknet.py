@@ -329,6 +329,7 @@ def released(
         input_size=size,
         resize=resize,
         crop=size,
+        warped=resize == size,
         interpolation="bicubic",
         mean=mean,
         std=std,

@@ -103,7 +103,8 @@ class ResNetV2(nn.Layer):
         depths = [len(stage[0]) for stage in self.stages]
         blocks = [f"stages.{i}.blocks.{j}" for i, depth in enumerate(depths) for j in range(depth)]
         named = [(name, [f"{name}."]) for name in blocks]
-        return [("stem", ["stem."]), *named, ("norm", ["norm."]), ("head", ["head."])]
+        named[-1][1].append("norm.")  # no layer by itself
+        return [("stem", ["stem."]), *named, ("head", ["head."])]
 
 
 @BACKBONES.register("ResNetV2")

@@ -107,6 +107,7 @@ class ShuffleNetV2(nn.Layer):
         self.fc = nn.Linear(last, num_classes)
         self.num_classes = num_classes
         self.num_features = last
+        self.graph = {"activation": activation}  # what no tensor shows: weights of another would load as well
         self.stage_channels = [stem, stem, *stages[:-1], last]
         self.stage_strides = [2, 4, *(8 * 2**i for i in range(len(depths)))]
         initialise(self)

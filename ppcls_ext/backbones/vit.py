@@ -106,9 +106,10 @@ class VisionTransformer(nn.Layer):
         super().__init__()
         self.num_classes, self.num_features = num_classes, width
         self.stage_channels, self.stage_strides = [width], [patch]
+        self.graph = {"num_heads": num_heads}  # what no tensor shows: weights of another would load as well
         self.grid = image_size // patch
         self.cls_token = self.create_parameter([1, 1, width], default_initializer=nn.initializer.Normal(0.0, 1e-6))
-        short = nn.initializer.TruncatedNormal(0.0, 0.02)
+        short = nn.initializer.Normal(0.0, 0.02)  # Paddle's truncated one gives single values of exactly -2 and 2
         self.pos_embed = self.create_parameter([1, 1 + self.grid**2, width], default_initializer=short)
         self.patch_embed = PatchEmbed(in_channels, width, patch)
         self.pos_drop = nn.Dropout(dropout)
@@ -160,7 +161,8 @@ class VisionTransformer(nn.Layer):
     def layer_groups(self) -> list[tuple[str, list[str]]]:
         """(group, prefixes of its parameter names) from input to output; "head" is what depends on the class count."""
         blocks = [(f"blocks.{i}", [f"blocks.{i}."]) for i in range(len(self.blocks))]
-        return [("stem", ["cls_token", "pos_embed", "patch_embed."]), *blocks, ("norm", ["norm."]), ("head", ["head."])]
+        blocks[-1][1].append("norm.")  # no layer by itself
+        return [("stem", ["cls_token", "pos_embed", "patch_embed."]), *blocks, ("head", ["head."])]
 
 
 @BACKBONES.register("VisionTransformer")

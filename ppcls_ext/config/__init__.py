@@ -13,7 +13,7 @@ from pathlib import Path
 from ppcls_ext.config.components import build
 from ppcls_ext.config.reading import read_raw
 from ppcls_ext.config.sections import Component, Config, DistillOptions, FreezeOptions, OptimizerOptions, Split
-from ppcls_ext.config.writing import to_yaml
+from ppcls_ext.config.writing import differences, to_yaml
 from ppcls_ext.errors import refuse_all
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "OptimizerOptions",
     "Split",
     "build",
+    "differences",
     "import_components",
     "load",
     "to_yaml",

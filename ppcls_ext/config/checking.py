@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ppcls_ext import registry
+from ppcls_ext.checkpoint import weights_exist
 from ppcls_ext.config.components import POSTPROCESSES, PROGRAM_ARGUMENTS, REGULARIZERS
 from ppcls_ext.config.fit import answer_problems, fit_problems, optimization_problems
 from ppcls_ext.config.sections import (
@@ -181,7 +182,14 @@ class Check:
         elif name and name not in registry.BACKBONES:
             self.say(f"Arch.name: unknown backbone '{name}'. {did_you_mean(name, registry.BACKBONES)}")
         elif name:
+            before = len(self.problems)
             fields["arguments"] = self.arguments(registry.BACKBONES[name], own, "Arch", "backbone", False, keys)
+            self.problems[before:] = [
+                f"{text} If another network's configuration gives it, take it out: -o {text.partition(':')[0]}="
+                if ": unknown argument." in text
+                else text
+                for text in self.problems[before:]
+            ]
         return ArchOptions(**fields)
 
     def terms(self, table: Registry, raw: dict[str, Any], name: str) -> Terms:
@@ -239,7 +247,7 @@ class Check:
         teacher = self.component(registry.BACKBONES, mapping.get("teacher"), "Distill.teacher")
         if mapping.get("weights") is None:
             self.say("Distill.weights: missing; a teacher without trained weights teaches nothing")
-        elif "Train" in self.needs and "weights" in fields and not self.file_of(fields["weights"], ".pdparams"):
+        elif "Train" in self.needs and "weights" in fields and not weights_exist(Path(fields["weights"])):
             self.say(f"Distill.weights: no such file: {fields['weights']}, with or without .pdparams")
         if teacher is None or "weights" not in fields:
             return None
@@ -281,10 +289,12 @@ class Check:
         if len(operators) > 1:
             self.say(f"{place}: {len(operators)} operators; OpSampler chooses one of several for each batch")
 
-    def infer(self, raw: dict[str, Any], channels: int) -> InferOptions:
+    def infer(self, raw: dict[str, Any], channels: int, evaluation: Split | None) -> InferOptions:
         mapping = self.section(raw, "Infer")
         fields = self.fields(InferOptions, mapping, "Infer", more_keys=("PostProcess",))
-        if fields.get("transforms"):
+        if not fields.get("transforms") and evaluation is not None:  # prepared as they were when it was judged
+            fields["transforms"] = evaluation.dataset.arguments.get("transform_ops")
+        elif fields.get("transforms"):
             before = len(self.problems)
             self.transforms(fields["transforms"], "Infer.transforms", channels)
             if len(self.problems) == before:
@@ -304,7 +314,7 @@ class Check:
                 if not Path(path).exists():
                     self.say(f"Infer.infer_imgs: no such file or folder: {path}")
             if not fields.get("transforms"):
-                self.say("Infer.transforms: missing; prediction has to prepare images as evaluation did")
+                self.say("Infer.transforms: missing, and there is no DataLoader.Eval, whose operators would be taken")
         return InferOptions(**fields)
 
     def run(self, options: GlobalOptions, loaders: Splits) -> None:
@@ -314,12 +324,8 @@ class Check:
             self.say("Global.early_stopping: needs evaluations: Global.eval_during_train=True and DataLoader.Eval")
         if evaluates and options.start_eval_epoch > options.epochs:
             self.say(f"Global.start_eval_epoch: {options.start_eval_epoch} is after the last epoch, {options.epochs}")
-        if options.pretrained_model is not None and not self.file_of(options.pretrained_model, ".pdparams"):
+        if options.pretrained_model is not None and not weights_exist(Path(options.pretrained_model)):
             self.say(f"Global.pretrained_model: no such file: {options.pretrained_model}, with or without .pdparams")
-
-    @staticmethod
-    def file_of(path: str, suffix: str) -> bool:
-        return Path(path).is_file() or Path(path + suffix).is_file()
 
     def whole(self, raw: dict[str, Any]) -> Config:
         for key in raw:
@@ -332,6 +338,7 @@ class Check:
         loaders = self.section(raw, "DataLoader")
         self.fields(Splits, loaders, "DataLoader", more_keys=("Train", "Eval"))
         ema = raw.get("EMA")
+        splits = Splits(**{name: self.split(raw, name, arch.in_channels) for name in ("Train", "Eval")})
         config = dict(
             Global=options,
             AMP=AmpOptions(**self.fields(AmpOptions, self.section(raw, "AMP"), "AMP")),
@@ -341,8 +348,8 @@ class Check:
             Distill=self.distill(raw),
             Loss=self.terms(registry.LOSSES, raw, "Loss"),
             Optimizer=self.optimizer(raw),
-            DataLoader=Splits(**{name: self.split(raw, name, arch.in_channels) for name in ("Train", "Eval")}),
-            Infer=self.infer(raw, arch.in_channels),
+            DataLoader=splits,
+            Infer=self.infer(raw, arch.in_channels, splits.Eval),
             Metric=self.terms(registry.METRICS, raw, "Metric"),
         )
         if not self.problems:

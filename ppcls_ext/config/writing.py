@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -73,3 +74,31 @@ def _as_written(config: Config) -> dict[str, Any]:
     }
     written["Metric"] = terms(registry.METRICS, config.Metric)
     return _plain(written)
+
+
+# What may change within a run without a word: it moves no number.
+_FREE = (
+    *("Global.checkpoints", "Global.output_dir", "Global.pretrained_model"),
+    *("DataLoader.Train.loader.", "DataLoader.Eval.loader."),
+)
+
+
+def differences(before: str | None, now: str) -> list[str]:
+    """What a resolved configuration (YAML) has otherwise than one before: ["Global.epochs: 3, was 2"]."""
+    if before is None:
+        return []
+    old, new = (dict(_leaves(yaml.safe_load(text))) for text in (before, now))
+    return [
+        f"{place}: {new.get(place, 'not there')}, was {old.get(place, 'not there')}"
+        for place in [*new, *(place for place in old if place not in new)]
+        if new.get(place) != old.get(place) and not place.startswith(_FREE)
+    ]
+
+
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if not entries:
+        yield place, value
+        return
+    for key, inner in entries:
+        yield from _leaves(inner, f"{place}.{key}" if place else str(key))

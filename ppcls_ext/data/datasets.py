@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from ppcls_ext.data.class_map import agreed_class_names, check_class_names, read_class_map
-from ppcls_ext.data.folders import ClassFolders, scan_class_folders
+from ppcls_ext.data.folders import ClassFolders, refuse_one_class, scan_class_folders
 from ppcls_ext.data.label_list import CheckFiles, read_label_list
 from ppcls_ext.data.mixing import BatchOps, Mixing, batch_rng, build_batch_operator
 from ppcls_ext.data.paths import Paths, pack_paths
@@ -219,6 +219,7 @@ class ClassFolderDataset(ImageDataset):
         names = agreed_class_names(class_names, "the stored class map", own, f"class_map {class_map}", num_classes)
         folders = scan_class_folders(image_root)
         if names is None:
+            refuse_one_class(folders)
             _refuse_empty_classes(folders)
             check_class_names(list(folders.images), image_root)
             names = agreed_class_names(None, "", list(folders.images), f"image_root {image_root}", num_classes)

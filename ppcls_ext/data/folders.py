@@ -64,6 +64,17 @@ def scan_class_folders(root: str) -> ClassFolders:
     return found
 
 
+def refuse_one_class(found: ClassFolders) -> None:
+    """One folder is no choice of classes; often it is a folder too many, `photos/photos/<class>`."""
+    if len(found.images) > 1:
+        return
+    [(name, images)] = found.images.items()
+    inner = sorted({image.split("/")[1] for image in images if image.count("/") > 1})
+    cure = f"name {os.path.join(found.root, name)} instead" if len(inner) > 1 else "add a folder for each other class"
+    shown = f", which holds folders ({', '.join(inner[:3])}{', ...' if len(inner) > 3 else ''})" if inner else ""
+    raise Refused(f"image_root {found.root}: one class folder alone, {name}{shown}; {cure}")
+
+
 def _walk(found: ClassFolders, class_name: str, folder: str, above: set[tuple[int, int]]) -> None:
     """Enter the images below `folder`; `above` identifies the folders that it lies in."""
     path = os.path.join(found.root, folder)

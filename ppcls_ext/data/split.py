@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 
 from ppcls_ext.checkpoint import write_file
 from ppcls_ext.data.class_map import CLASS_MAP, check_class_names, write_class_map
-from ppcls_ext.data.folders import scan_class_folders
+from ppcls_ext.data.folders import refuse_one_class, scan_class_folders
 from ppcls_ext.data.problems import Problems
 from ppcls_ext.errors import Refused
 
@@ -58,6 +58,7 @@ def split_folder(
         raise Refused(f"--seed: expected 0 to 2**32 - 1, got {seed}")
     _refuse_to_overwrite(out, force)
     folders = scan_class_folders(folder)
+    refuse_one_class(folders)
     names = list(folders.images)
     check_class_names(names, folder)
     paths = [path for name in names for path in folders.images[name]]

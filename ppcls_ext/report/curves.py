@@ -29,33 +29,41 @@ def draw_curves(folder: Path) -> Path | None:
     if not records:
         return None
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.2), constrained_layout=True)
-    for axis, (key, title) in zip(axes, (("loss", "loss"), ("top1", "top-1"), ("lr", "learning rate"))):
+    metric = _metric_of(records)
+    for axis, (key, title) in zip(axes, (("loss", "loss"), (metric, metric), ("lr", "learning rate"))):
         for kind, (label, colour, alpha) in _STYLES.items():
             points = [(record["step"], record[key]) for record in records if record["kind"] == kind and key in record]
             if not points:
                 continue
-            marker = "o" if kind != "train" and len(points) <= 60 else None
+            marker = "o" if len(points) == 1 or (kind != "train" and len(points) <= 60) else None
             axis.plot(*zip(*points), color=colour, alpha=alpha, label=label, marker=marker, markersize=3)
         axis.set_xlabel("optimizer step")
         axis.set_title(title)
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0] and key != "lr":
             axis.legend()
-    axes[1].set_title("\n".join(["top-1", *_best_lines(records, axes[1])]), fontsize="medium")
+    axes[1].set_title("\n".join([metric, *_best_lines(records, metric, axes[1])]), fontsize="medium")
     figure.suptitle(folder.name)
     figure.savefig(folder / CURVES_FILE, dpi=110)
     pyplot.close(figure)
     return folder / CURVES_FILE
 
 
-def _best_lines(records: list[dict], axis: Axes) -> list[str]:
+def _metric_of(records: list[dict]) -> str:
+    """What the middle picture shows: top-1, or else the first number of an evaluation, mAP of several labels."""
+    names = [name for record in records if record["kind"] == "eval" for name in record]
+    others = [name for name in names if name not in ("kind", "step", "epoch", "loss")]
+    return "top1" if "top1" in names or not others else others[0]
+
+
+def _best_lines(records: list[dict], metric: str, axis: Axes) -> list[str]:
     """'best evaluation: 0.9815 (epoch 18)' for each kind of weights; each is marked by a star in the plot."""
     lines = []
     for kind in ("eval", "eval_ema"):
-        found = [record for record in records if record["kind"] == kind and "top1" in record]
+        found = [record for record in records if record["kind"] == kind and metric in record]
         if found:
-            best = max(found, key=lambda record: record["top1"])
+            best = max(found, key=lambda record: record[metric])
             label, colour, _ = _STYLES[kind]
-            axis.plot(best["step"], best["top1"], marker="*", markersize=13, color=colour, markeredgecolor="black")
-            lines.append(f"best {label}: {best['top1']:.4f} (epoch {best['epoch']})")
+            axis.plot(best["step"], best[metric], marker="*", markersize=13, color=colour, markeredgecolor="black")
+            lines.append(f"best {label}: {best[metric]:.4f} (epoch {best['epoch']})")
     return lines

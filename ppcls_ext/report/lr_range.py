@@ -29,8 +29,11 @@ class LrRange:
 
     @property
     def suggestion(self) -> float:
-        """The smaller of the steepest descent and a tenth of the lowest loss's rate: a peak that leaves room."""
-        return min(self.steepest, self.lowest / 10)
+        """A tenth of the rate at which the loss is lowest: a peak that leaves room.
+
+        The steepest descent, which is drawn beside it, is noise where batches are small.
+        """
+        return self.lowest / 10
 
 
 def smooth(losses: list[float]) -> list[float]:
@@ -60,7 +63,7 @@ def read_range(rates: list[float], losses: list[float]) -> LrRange:
 
 def draw_lr_range(result: LrRange, folder: Path) -> Path:
     """Draw `<folder>/find_lr.png`: the loss over the rate, with the rates that are read from it."""
-    figure, axis = pyplot.subplots(figsize=(8, 4.8), constrained_layout=True)
+    figure, axis = pyplot.subplots(figsize=(10, 4.8), constrained_layout=True)
     axis.plot(result.rates, result.losses, color="tab:blue", alpha=0.3, label="loss of a step")
     axis.plot(result.rates, result.smoothed, color="tab:blue", label="smoothed")
     for rate, label, colour in (
@@ -71,12 +74,13 @@ def draw_lr_range(result: LrRange, folder: Path) -> Path:
         axis.axvline(rate, color=colour, linestyle="--", label=f"{label}: {rate:.2g}")
     axis.set_xscale("log")
     lowest, start = min(result.smoothed), result.smoothed[0]
-    axis.set_ylim(lowest - 0.1 * (start - lowest + 1e-6), start + 1.0 * (start - lowest + 1e-6))
+    room = start - lowest + 1e-6
+    axis.set_ylim(min(*result.losses, lowest) - 0.1 * room, start + 0.5 * room)
     axis.set_xlabel("learning rate")
     axis.set_ylabel("training loss")
     axis.set_title(f"{folder.name}: learning-rate range test")
     axis.grid(alpha=0.3)
-    axis.legend(loc="lower left")
+    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(folder / LR_RANGE_FILE, dpi=110)
     pyplot.close(figure)
     return folder / LR_RANGE_FILE

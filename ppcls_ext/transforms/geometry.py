@@ -227,9 +227,10 @@ class RandCropImage:
 
     Its area is a uniform share of the image within `scale` (default 0.08 to 1), its width / height uniform within
     `ratio` (default 3/4 to 4/3), or log-uniform with `use_log_aspect`, which makes tall and wide ones equally likely.
-    Where the image is too narrow for the drawn shape, `scale` is cut to what fits, so that one draw is always enough:
-    each call takes the same count of random numbers. `interpolation` None is bilinear with cv2, bicubic with pil;
-    'random' is either for each image.
+    Where the image is too narrow for the drawn shape, `scale` is cut to what fits and one draw is enough, as in
+    PaddleClas; with `attempt` above 0 area and shape are drawn anew, so many times at the most, and after that the
+    largest centre is taken whose shape is within `ratio`: torchvision's crop (10 times) and timm's. `interpolation`
+    None is bilinear with cv2, bicubic with pil; 'random' is either for each image.
     """
 
     size: int | list[int]
@@ -238,10 +239,13 @@ class RandCropImage:
     interpolation: str | int | None = None
     use_log_aspect: bool = False
     backend: Backend = "cv2"
+    attempt: int = 0
 
     random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        if self.attempt < 0:
+            raise Refused(f"attempt: expected a whole number from 0, got {self.attempt}")
         self._size = width_and_height(self.size)
         self.scale = [0.08, 1.0] if self.scale is None else list(self.scale)
         self.ratio = [3 / 4, 4 / 3] if self.ratio is None else list(self.ratio)
@@ -265,12 +269,10 @@ class RandCropImage:
 
     def box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """A random (x, y, width, height) inside the image."""
+        if self.attempt:
+            return self._box_by_attempts(width, height, rng)
         shape, share, across, down = rng.random(4).tolist()
-        low, high = self.ratio
-        if self.use_log_aspect:
-            ratio = low * (high / low) ** shape
-        else:
-            ratio = low + (high - low) * shape
+        ratio = self._ratio(shape)
         largest = min(width / height / ratio, height / width * ratio)  # the share of a crop that just fits
         smallest, largest = min(self.scale[0], largest), min(self.scale[1], largest)
         area = width * height * (smallest + (largest - smallest) * share)
@@ -278,6 +280,22 @@ class RandCropImage:
         w = min(max(int(math.sqrt(area * ratio)), 1), width)
         h = min(max(int(math.sqrt(area / ratio)), 1), height)
         return int(across * (width - w + 1)), int(down * (height - h + 1)), w, h
+
+    def _box_by_attempts(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        for _ in range(self.attempt):
+            shape, share, across, down = rng.random(4).tolist()
+            ratio = self._ratio(shape)
+            area = width * height * (self.scale[0] + (self.scale[1] - self.scale[0]) * share)
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return int(across * (width - w + 1)), int(down * (height - h + 1)), w, h
+        low, high = self.ratio
+        w, h = min(width, round(height * high)), min(height, round(width / low))
+        return (width - w) // 2, (height - h) // 2, w, h
+
+    def _ratio(self, shape: float) -> float:
+        low, high = self.ratio
+        return low * (high / low) ** shape if self.use_log_aspect else low + (high - low) * shape
 
 
 @TRANSFORMS.register("RandFlipImage")

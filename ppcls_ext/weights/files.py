@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 
-from ppcls_ext.checkpoint import read_body, read_trailer, resolve_weights
+from ppcls_ext.checkpoint import read_body, read_trailer, resolve_weights, weights_exist
 from ppcls_ext.errors import Refused, did_you_mean
 from ppcls_ext.pickles import shown
 from ppcls_ext.unpickle import unpickle_arrays
@@ -33,6 +33,8 @@ _SAFETENSORS_TYPES = {
 def find_weights(path: str | Path) -> Path:
     """The file that `path` names; without a suffix it means `<path>.pdparams`. A missing or foreign file is refused."""
     given = Path(path)
+    if given.is_dir() and not weights_exist(given):
+        raise Refused(f"{given} is a folder; name the weights in it, for example {given / 'best_model'}")
     if given.suffix in (SAFETENSORS, *PYTORCH):
         found = given
     # `.new`: where a save that was cut short left the weights; `resolve_weights` may have led here

@@ -1,7 +1,8 @@
 """Choices of a network that its tensors do not show: weights may fit by every name and shape, and be wrong.
 
-A network that has such choices names them in its attribute `graph`: {"padding": "same"} of an EfficientNet. They are
-compared with what the file says of itself, or with what the project always does whose names the file has. timm's names
+A network that has such choices names them in its attribute `graph`: {"padding": "same", "strides": [1, 2, ...]} of an
+EfficientNet. They are compared, once every tensor has its place, with what the file says of itself (what it does not
+name is not compared), or with what the project always does whose names the file has. timm's names
 say nothing; there the count of training steps that PyTorch's batch norms keep does: weights that were converted from
 TensorFlow (timm's tf_ networks, padding="same") have made none, those that were trained in PyTorch have.
 """
@@ -9,6 +10,7 @@ TensorFlow (timm's tf_ networks, padding="same") have made none, those that were
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from paddle import nn
@@ -19,8 +21,8 @@ from ppcls_ext.weights.layer_names import Rule
 from ppcls_ext.weights.pytorch import COUNTER
 
 
-def graph_of(model: nn.Layer) -> dict[str, str]:
-    """The choices that leave no trace in the tensors: {} for most networks."""
+def graph_of(model: nn.Layer) -> dict[str, Any]:
+    """The choices that leave no trace in the tensors, in JSON's types: {} for most networks."""
     return dict(model.graph) if hasattr(model, "graph") else {}
 
 

@@ -74,7 +74,7 @@ def fit_weights(
     stored = read_weights(path, part)
     network: dict[str, Tensor] = model.state_dict()
     tensors, rule = in_our_names(stored.tensors, network)
-    notes = [*stored.notes, *doubts_about_graph(model, stored, rule, strict)]
+    notes = list(stored.notes)
     if rule is not None and rule.finish is not None:
         tensors, note = rule.finish(tensors, network)
         notes.append(f"{rule.project}: {note}")
@@ -92,6 +92,7 @@ def fit_weights(
         _refuse_misfits(report, model, network)
     elif 2 * report.loaded < report.total or report.loaded == 0:
         raise Refused(f"{stored.path} does not fit {type(model).__name__}: {report.summary()}")
+    report = replace(report, notes=(*notes, *doubts_about_graph(model, stored, rule, strict)))
     left = {*report.missing, *report.fresh_head, *(text.split(":")[0] for text in report.mismatched)}
     for name, target in network.items():
         if name not in left:
