@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -191,3 +192,14 @@ def test_paddle_is_not_imported_with_the_data():
         "assert 'paddle' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
+def test_photographs_of_a_format_that_cannot_be_read_are_named_with_the_cure(tmp_path):
+    (tmp_path / "photos" / "phone").mkdir(parents=True)
+    for name in ("1.HEIC", "2.heic", "3.dng", "notes.txt"):
+        (tmp_path / "photos" / "phone" / name).write_bytes(b"x")
+    cure = r"3 photographs \(.heic, .dng\) cannot be read: convert them to JPEG"
+    with pytest.raises(Refused, match=f"photos/phone: holds no image; {cure}"):
+        folders(tmp_path, ["a", "b"])
+    write_image(tmp_path / "photos" / "phone" / "4.png")
+    assert any(re.search(cure, note) for note in folders(tmp_path, ["a", "b"]).notes)

@@ -77,7 +77,7 @@ def test_a_class_too_small_for_every_part_is_named(tmp_path):
     make_classes(tmp_path / "images", {"big": 60, "tiny": 2, "small": 3})
     with pytest.raises(Refused) as caught:
         split_folder(str(tmp_path / "images"), str(tmp_path / "out"), val=0.1, test=0.1)
-    assert "tiny: 2 different images, 10 are enough" in str(caught.value)
+    assert "tiny: 2 images of its own, 10 are enough" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 

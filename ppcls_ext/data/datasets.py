@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from ppcls_ext.data.class_map import agreed_class_names, check_class_names, read_class_map
-from ppcls_ext.data.folders import ClassFolders, refuse_one_class, scan_class_folders
+from ppcls_ext.data.folders import ClassFolders, refuse_empty_classes, refuse_one_class, scan_class_folders
 from ppcls_ext.data.label_list import CheckFiles, read_label_list
 from ppcls_ext.data.mixing import BatchOps, Mixing, batch_rng, build_batch_operator
 from ppcls_ext.data.paths import Paths, pack_paths
@@ -39,7 +39,8 @@ class SampleError(RunFailed):
         self.path, self.origin, self.reason = path, origin, reason
 
     def __str__(self) -> str:
-        return f"{place_of(self.path, self.origin)}: {self.reason}"
+        cure = "replace or remove the file; with `unreadable: skip` in the dataset's section such images are left out"
+        return f"{place_of(self.path, self.origin)}: {self.reason}; {cure}"
 
 
 def place_of(path: str, origin: str) -> str:
@@ -220,7 +221,7 @@ class ClassFolderDataset(ImageDataset):
         folders = scan_class_folders(image_root)
         if names is None:
             refuse_one_class(folders)
-            _refuse_empty_classes(folders)
+            refuse_empty_classes(folders)
             check_class_names(list(folders.images), image_root)
             names = agreed_class_names(None, "", list(folders.images), f"image_root {image_root}", num_classes)
             assert names is not None
@@ -255,13 +256,6 @@ def _with_crop_size(ops: TransformOps, size: int | list[int]) -> TransformOps:
     if not any("RandCropImage" in op for op in ops):
         raise Refused("image_sizes: says how large RandCropImage cuts, but transform_ops has none")
     return [{"RandCropImage": {**op["RandCropImage"], "size": size}} if "RandCropImage" in op else op for op in ops]
-
-
-def _refuse_empty_classes(folders: ClassFolders) -> None:
-    empty = [name for name, images in folders.images.items() if not images]
-    problems = Problems(f"image_root {folders.root}: class folders without images")
-    problems.add((f"{folders.root}/{name}: holds no image; fill it or remove it" for name in empty), len(empty))
-    problems.refuse()
 
 
 def _index_of(names: list[str], folders: ClassFolders) -> dict[str, int]:

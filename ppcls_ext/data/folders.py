@@ -9,6 +9,7 @@ from ppcls_ext.data.problems import Problems
 from ppcls_ext.errors import Refused
 from ppcls_ext.prediction import IMAGE_SUFFIXES
 
+_OTHER_PHOTOGRAPHS = (".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf")
 _SPLITS = {"train", "training", "val", "valid", "validation", "eval", "test", "testing"}
 
 
@@ -28,11 +29,20 @@ class ClassFolders:
         if self.others:
             shown = ", ".join(self.others[:3]) + (", ..." if len(self.others) > 3 else "")
             notes.append(f"{self.root}: {len(self.others)} files are not images of a class and are not used: {shown}")
+        if convertible := self.to_convert():
+            notes.append(f"{self.root}: {convertible}")
         if self.loops:
             notes.append(
                 f"{self.root}: {len(self.loops)} links back to a folder above are not followed: {self.loops[0]}"
             )
         return notes
+
+    def to_convert(self, folder: str = "") -> str:
+        """What is told of photographs, below a class folder or anywhere, whose format cannot be read; or nothing."""
+        names = [name.lower() for name in self.others if name.startswith(folder)]
+        kinds = [suffix for suffix in _OTHER_PHOTOGRAPHS if any(name.endswith(suffix) for name in names)]
+        count = sum(name.endswith(_OTHER_PHOTOGRAPHS) for name in names)
+        return f"{count} photographs ({', '.join(kinds)}) cannot be read: convert them to JPEG" if count else ""
 
 
 def scan_class_folders(root: str) -> ClassFolders:
@@ -62,6 +72,20 @@ def scan_class_folders(root: str) -> ClassFolders:
             f"image_root {root}: its folders are splits, not classes ({splits}); name one of them as image_root"
         )
     return found
+
+
+def refuse_empty_classes(found: ClassFolders) -> None:
+    """A class without images cannot be learnt."""
+    empty = [name for name, images in found.images.items() if not images]
+    problems = Problems(f"image_root {found.root}: class folders without images")
+    problems.add(
+        (
+            f"{found.root}/{name}: holds no image; {found.to_convert(f'{name}/') or 'fill it or remove it'}"
+            for name in empty
+        ),
+        len(empty),
+    )
+    problems.refuse()
 
 
 def refuse_one_class(found: ClassFolders) -> None:

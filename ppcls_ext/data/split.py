@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 
 from ppcls_ext.checkpoint import write_file
 from ppcls_ext.data.class_map import CLASS_MAP, check_class_names, write_class_map
-from ppcls_ext.data.folders import refuse_one_class, scan_class_folders
+from ppcls_ext.data.folders import refuse_empty_classes, refuse_one_class, scan_class_folders
 from ppcls_ext.data.problems import Problems
 from ppcls_ext.errors import Refused
 
@@ -59,6 +59,7 @@ def split_folder(
     _refuse_to_overwrite(out, force)
     folders = scan_class_folders(folder)
     refuse_one_class(folders)
+    refuse_empty_classes(folders)
     names = list(folders.images)
     check_class_names(names, folder)
     paths = [path for name in names for path in folders.images[name]]
@@ -150,9 +151,9 @@ def _assign(labels: np.ndarray, names: list[str], shares: dict[str, float], seed
 
 def _refuse_small(names: list[str], counts: np.ndarray, shares: dict[str, float], small: np.ndarray) -> None:
     enough = max(len(shares), int(np.ceil(1 / min(shares.values()))))
-    problems = Problems("Classes too small to be in every part")
+    problems = Problems("Classes too small to be in every part (copies of a file count once, for their first class)")
     rows = np.flatnonzero(small).tolist()
-    problems.add((f"{names[row]}: {counts[row]} different images, {enough} are enough" for row in rows), len(rows))
+    problems.add((f"{names[row]}: {counts[row]} images of its own, {enough} are enough" for row in rows), len(rows))
     problems.refuse()
 
 
