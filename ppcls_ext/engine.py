@@ -181,17 +181,19 @@ def evaluate(
     log: RunLog,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     asked_to_stop: Callable[[], bool] = lambda: False,
+    answers: Answers | None = None,
 ) -> dict[str, float] | None:
     """Exact counts over the whole split on all ranks: {"images": 72, "top1_correct": 60, "top1": 0.83, "loss": ...}.
 
-    None when a rank was asked to stop.
+    None when a rank was asked to stop. `answers` are filled with every image's logits.
     """
     was_training = network.training
     network.eval()
-    summed, whole = [m for m in metrics if not m.whole], [m for m in metrics if m.whole]
+    summed = [metric for metric in metrics if not metric.whole]
     counted = [name for metric in summed for name in metric.names()]
     sums = dict.fromkeys(["images", *counted, *losses], 0.0)
-    answers = Answers(loader.dataset) if whole else None
+    if answers is None and any(metric.whole for metric in metrics):
+        answers = Answers(loader.dataset)
     stopped = False
     with log.progress("evaluation", len(loader.batches(0))):
         for batch in loader.epoch(0):
@@ -223,7 +225,8 @@ def evaluate(
     result: dict[str, float] = {"images": images}
     for metric in metrics:
         if metric.whole:
-            result |= zip(metric.names(), metric.of(*answers.of_all_ranks()))
+            seen, logits = answers.of_all_ranks()
+            result |= zip(metric.names(), metric.of(logits, loader.dataset.labels[seen]))
             continue
         for name in metric.names():
             if metric.counts_answers:

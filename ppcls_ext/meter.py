@@ -107,7 +107,7 @@ class Answers:
         self.rows[indices, -1] = 1
 
     def of_all_ranks(self) -> tuple[np.ndarray, np.ndarray]:
-        """(logits, labels) of the images that could be read."""
+        """(indices (n,), logits (n, C)) of the images that could be read."""
         rows = distributed.all_sum(self.rows)
-        seen = rows[:, -1] > 0
-        return rows[seen, :-1], self.dataset.labels[seen]
+        seen = np.flatnonzero(rows[:, -1])
+        return seen, rows[seen, :-1]

@@ -37,7 +37,9 @@ def create_model(name: str, num_classes: int = 1000, in_channels: int = 3, **arg
     builder = BACKBONES[name]
     foreign = [f"{name}.{key}: {cure}" for key, cure in _ELSEWHERE.items() if key in arguments]
     if num_classes == 0:
-        foreign.append(f"{name}.num_classes: 0; a network always has a classifier: forward_features(x) leaves it out")
+        foreign.append(
+            "num_classes: expected a whole number above 0, got 0; forward_features(x) leaves the classifier out"
+        )
     refuse_all(f"{name} cannot be built", foreign)
     converted, problems = check_arguments(builder, arguments, place=name, hidden=_FROM_PROGRAM, also=_FROM_PROGRAM)
     refuse_all(f"{name} cannot be built", problems)

@@ -18,7 +18,9 @@ from ppcls_ext.device import choose_device, device_lines
 from ppcls_ext.engine import averages_of, evaluate
 from ppcls_ext.errors import Refused
 from ppcls_ext.log import RunLog, joined
+from ppcls_ext.meter import Answers
 from ppcls_ext.prediction import find_images, predict_files, sigmoid, softmax
+from ppcls_ext.report.evaluation import Judged, write_report
 from ppcls_ext.run import build_eval_loader, build_network
 from ppcls_ext.transforms import build_transforms
 from ppcls_ext.weights import fit_weights, read_metadata
@@ -45,8 +47,11 @@ def load_trained(config: Config) -> tuple[paddle.nn.Layer, dict[str, Any], str]:
     return network, metadata, report.summary()
 
 
-def evaluate_trained(config: Config) -> dict[str, float]:
-    """What `tools/eval.py` does: the exact result of `Global.pretrained_model` on `DataLoader.Eval`."""
+def evaluate_trained(config: Config, report: Path | None = None) -> dict[str, float]:
+    """What `tools/eval.py` does: the exact result of `Global.pretrained_model` on `DataLoader.Eval`.
+
+    With `report`, a folder, a page about every class and the surest mistakes is written there; see `write_report`.
+    """
     device = choose_device(config.Global.device)
     distributed.watch_failures()
     distributed.start()
@@ -58,14 +63,35 @@ def evaluate_trained(config: Config) -> dict[str, float]:
     with build_eval_loader(config, names, network.num_classes) as loader:
         for note in loader.dataset.notes:
             log.warning(note)
-        result = evaluate(network, loader, eval_losses(config), eval_metrics(config), log)
+        if report is not None and loader.dataset.several_labels:
+            raise Refused("--report: its pages are about one label per image, those of this split have several")
+        answers = Answers(loader.dataset) if report is not None else None
+        result = evaluate(network, loader, eval_losses(config), eval_metrics(config), log, answers=answers)
         skipped = distributed.merged(loader.skipped)
+        if answers is not None:
+            judged = judge(answers, network.num_classes)
     assert result is not None  # nobody can ask it to stop
     log.info(f"[Eval][Epoch 0][Avg]{joined(averages_of(result))}")
     for place, reason in sorted(skipped.items()):
         log.warning(f"left out: {place}: {reason}")
+    if report is not None and distributed.rank() == 0:
+        facts = {"network": config.Arch.name, "weights": str(config.Global.pretrained_model)}
+        facts |= {name: f"{value:.5f}" for name, value in averages_of(result).items()}
+        facts |= {"images": str(result["images"]), "images that could not be read": str(len(skipped))}
+        log.info(f"report: {write_report(report, f'{config.Arch.name}: evaluation', facts, judged)}")
     result["skipped"] = len(skipped)
     return result
+
+
+def judge(answers: Answers, num_classes: int) -> Judged:
+    """What every image of the split was taken for, on all ranks."""
+    dataset, (seen, logits) = answers.dataset, answers.of_all_ranks()
+    return Judged(
+        files=[dataset.path(index) for index in seen.tolist()],
+        labels=dataset.labels[seen],
+        probabilities=softmax(logits),
+        class_names=dataset.class_names or [str(number) for number in range(num_classes)],
+    )
 
 
 def predict(config: Config) -> Iterator[tuple[list[dict[str, Any]], dict[str, str]]]:

@@ -352,7 +352,7 @@ def test_the_code_on_the_page_of_networks_runs_and_gives_what_its_comments_say(r
     "arguments, cure",
     [
         ({"features_only": True}, "forward_stages(x) gives the maps of every resolution"),
-        ({"num_classes": 0}, "forward_features(x) leaves it out"),
+        ({"num_classes": 0}, "forward_features(x) leaves the classifier out"),
         ({"drop_path_rate": 0.1, "pretrained": True}, "load_weights(network, path) reads weights"),
         ({"drop_rate": 0.1}, "called dropout here"),
         ({"in_chans": 1}, "called in_channels here"),

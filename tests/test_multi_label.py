@@ -198,3 +198,13 @@ def test_the_curves_of_several_labels_show_the_metric_that_selects() -> None:
     assert _metric_of(records) == "top1"
     records.append({"kind": "eval", "step": 1, "epoch": 1, "mAP": 0.5, "MultiLabelLoss": 1.0, "loss": 1.0})
     assert _metric_of(records) == "mAP"
+
+
+def test_a_report_is_about_one_label(several: Callable[..., Path], tmp_path: Path) -> None:
+    path = several()
+    engine.train(config.load(path, needs=["Train"]))
+    weights = config.load(path).output_folder() / "latest"
+    loaded = config.load(path, [f"Global.pretrained_model={weights}"], ["Eval"])
+    with pytest.raises(Refused, match="--report: its pages are about one label per image"):
+        evaluate_trained(loaded, tmp_path / "report")
+    assert not (tmp_path / "report").exists()

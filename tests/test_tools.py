@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from conftest import write_pictures
 from ppcls_ext import config, prediction
 from ppcls_ext.checkpoint import load_set
 from ppcls_ext.errors import Refused
+from ppcls_ext.report.evaluation import Judged, write_report
 from ppcls_ext.served import ServedModel, read_description
 from ppcls_ext.trained import class_names_of
 
@@ -273,3 +275,43 @@ def test_a_class_map_that_fits_goes_before_the_names_of_the_weights_and_another_
         assert problem in said and "the names that the weights carry are used" in said
         with pytest.raises(Refused, match="and the weights carry no class map; name another file"):
             names(file)
+
+
+def test_a_report_shows_every_class_the_confusions_and_the_mistakes(
+    trained: Path, run_here: Run, tmp_path: Path
+) -> None:
+    options = (f"Global.pretrained_model={trained}/best_model",)
+    status, output, errors = run_here(
+        "tools/eval.py", "-c", config_of(trained), "-o", *options, "--report", tmp_path / "report"
+    )
+    assert status == 0, errors
+    result = json.loads(output.splitlines()[-1])
+    assert f"report: {tmp_path}/report/report.html" in output
+    with open(tmp_path / "report/answers.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == result["images"] and sum(row["right"] == "1" for row in rows) == result["top1_correct"]
+    assert {row["label"] for row in rows} == {"class_0", "class_1", "class_2"}
+    assert all(Path(row["file"]).is_file() and (row["label"] == row["answer"]) == (row["right"] == "1") for row in rows)
+    page = (tmp_path / "report/report.html").read_text(encoding="utf-8")
+    wrong = result["images"] - result["top1_correct"]
+    assert f"{wrong} of {result['images']} answers are wrong" in page and page.count("<figure>") == wrong
+    assert page.count('src="data:image/jpeg;base64,') == wrong and page.count('src="data:image/png;base64,') == 1
+    assert f"<td>top1</td><td>{result['top1']:.5f}</td>" in page and "<td>class_2</td>" in page
+
+
+def test_what_a_report_says_is_counted_and_nothing_in_a_name_is_markup(tmp_path: Path) -> None:
+    judged = Judged(
+        files=["gone/a.jpg", "gone/b.jpg", "gone/c.jpg", "gone/d.jpg"],
+        labels=np.array([0, 0, 0, 1]),
+        probabilities=np.array([[0.9, 0.1, 0], [0.2, 0.8, 0], [0.6, 0.4, 0], [0.3, 0.7, 0]]),
+        class_names=["<b>oak</b>", "elm & co", "never seen"],
+    )
+    page = write_report(tmp_path, "A <title>", {"weights": "<w>"}, judged).read_text(encoding="utf-8")
+    assert (
+        "<b>oak</b>" not in page and "&lt;b&gt;oak&lt;/b&gt;" in page and "elm &amp; co" in page and "&lt;w&gt;" in page
+    )
+    assert "<title>A &lt;title&gt;</title>" in page and "never seen</td>" not in page
+    recall = [row.split("</td>")[3][-5:] for row in page.split("<tr>") if "</span>" in row]
+    assert recall == ["0.667", "1.000"]  # the hardest first
+    assert "<td>1 of 3</td>" in page and "1 of 4 answers are wrong" in page and "taken for elm &amp; co (0.80)" in page
+    assert (tmp_path / "answers.csv").read_text().splitlines()[2] == "gone/b.jpg,<b>oak</b>,elm & co,0.80000,0"

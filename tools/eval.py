@@ -1,6 +1,7 @@
 """Evaluate a network: python tools/eval.py -c CONFIG -o Global.pretrained_model=output/MicroNet_M0/best_model
 
-The last line is the result as JSON, with exact counts; on several processes every image counts once.
+The last line is the result as JSON, with exact counts; on several processes every image counts once. --report FOLDER
+writes report.html, with every class, what is taken for what, and the surest mistakes, and answers.csv.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from ppcls_ext import cli, distributed
 def main() -> int:
     parser = cli.parser(__doc__.splitlines()[0])
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file as well")
+    parser.add_argument(
+        "--report", metavar="FOLDER", type=Path, help="write a page there: every class, the confusions, the mistakes"
+    )
     arguments = parser.parse_args()
     config = cli.load_config(arguments, needs=["Eval"])
     from ppcls_ext.checkpoint import write_file
     from ppcls_ext.trained import evaluate_trained
 
-    result = evaluate_trained(config)
+    result = evaluate_trained(config, arguments.report)
     if distributed.rank() == 0:
         text = json.dumps({"arch": config.Arch.name, "weights": config.Global.pretrained_model, **result})
         if arguments.json:
