@@ -16,6 +16,7 @@ import pytest
 from conftest import EVAL_OPS, REPOSITORY, run_tool, small_config
 
 from ppcls_ext.checkpoint import load_set
+from ppcls_ext.log import read_metrics
 
 # A script for the launcher: what the tests of one process do in a function, these do in here.
 PRELUDE = f"""
@@ -88,6 +89,9 @@ def test_two_ranks_of_b_train_like_one_of_2b(
     assert one.states["global_step"] == two.states["global_step"] == 15
     for name, array in one.tensors[".pdparams"].items():
         np.testing.assert_allclose(two.tensors[".pdparams"][name], array, atol=tolerance, rtol=0, err_msg=name)
+    told = [read_metrics(tmp_path / f"out{n}" / arch["name"]) for n in (1, 2)]
+    losses = [[record["loss"] for record in records if record["kind"] == "train_epoch"] for records in told]
+    np.testing.assert_allclose(losses[1], losses[0], atol=tolerance, rtol=0)  # of all ranks' images
 
 
 def test_an_evaluation_on_two_processes_counts_every_image_once(trained: Path, tmp_path: Path) -> None:
@@ -96,7 +100,8 @@ def test_an_evaluation_on_two_processes_counts_every_image_once(trained: Path, t
         done = run_tool(
             "tools/eval.py", "-c", trained.parent / "config.yaml",
             "-o", f"Global.pretrained_model={trained}/best_model",
-            "DataLoader.Eval.sampler.batch_size=4", processes=processes, cwd=tmp_path,
+            "DataLoader.Eval.sampler.batch_size=4", "--report", f"report_{processes}",
+            processes=processes, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, shown(done)[-3000:]
         results.append(json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"arch"'))))
@@ -104,6 +109,8 @@ def test_an_evaluation_on_two_processes_counts_every_image_once(trained: Path, t
     assert one["images"] == two["images"] == 15  # 2 x 7 and a half
     assert one["top1_correct"] == two["top1_correct"] and one["top5_correct"] == two["top5_correct"]
     assert one["loss"] == pytest.approx(two["loss"], abs=1e-6)
+    answers = [(tmp_path / f"report_{processes}/answers.csv").read_text() for processes in (1, 2)]
+    assert len(answers[0].splitlines()) == 16 and answers[0] == answers[1]
 
 
 def test_the_collectives_do_what_they_say(launch: Callable) -> None:
@@ -150,6 +157,24 @@ def main():
 """)
     assert done.returncode != 0
     assert "[rank 1] failed:\nStopped: lists/train.txt:12: images/a.jpg: cannot be decoded" in shown(done)
+
+
+def test_a_rank_that_is_killed_ends_the_others_with_a_message_and_no_traceback(launch: Callable) -> None:
+    done = launch("""
+def main():
+    cli.import_paddle()
+    import os, signal
+    from ppcls_ext import distributed
+    distributed.watch_failures()
+    distributed.start()
+    distributed.any_rank(False)
+    if distributed.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    while True:
+        distributed.any_rank(False)
+""")
+    assert done.returncode != 0 and "Traceback" not in shown(done)
+    assert "Stopped: another process has ended" in shown(done)
 
 
 def test_sigterm_to_the_launcher_saves_at_one_step_on_all_ranks(tmp_path: Path, pictures: Path) -> None:
