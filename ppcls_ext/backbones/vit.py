@@ -3,10 +3,11 @@
 Tiny and small are those of Touvron et al. (arXiv 2012.12877) and Steiner et al. (arXiv 2106.10270), without
 distillation. Layer names are timm's (`vit_tiny_patch16_224` ...), so that its weights load.
 
-Deviations: images of any size are taken, the last patches filled up with zeros; the position embeddings, learned on
-one grid, are resampled bicubically to the image's. Neither does anything at the size that the network is built for.
+Deviations: images of any size are taken, as timm does with dynamic_img_size and dynamic_img_pad: the last patches are
+filled up with zeros; the position embeddings, learned on one grid, are resampled to the image's, bicubically (a = -1/2)
+and with antialiasing. Neither does anything at the size that the network is built for.
 
-Initial weights as in timm: linear layers and position embeddings normal with deviation 0.02, cut at 2, biases 0; the
+Initial weights as in timm: linear layers and position embeddings normal with deviation 0.02, biases 0; the
 class token normal with deviation 1e-6; the patch convolution uniform within 1 / sqrt(values of a patch).
 """
 
@@ -22,6 +23,21 @@ from ppcls_ext.layers import DropPath, LayerNorm, drop_path_rates, require_posit
 from ppcls_ext.registry import BACKBONES
 
 EPSILON = 1e-6
+
+
+def bicubic_weights(given: int, wanted: int | Tensor) -> Tensor:
+    """The matrix (wanted, given) that resamples `given` points to `wanted`: Keys's cubic filter with a = -1/2 (IEEE
+    TASSP 29, 1981), stretched where points become fewer, as Pillow and PyTorch's antialiasing do it.
+    """
+    step = given / wanted if isinstance(wanted, int) else given / wanted.astype("float32")
+    centres = (paddle.arange(wanted, dtype="float32") + 0.5) * step
+    points = paddle.arange(given, dtype="float32") + 0.5
+    stretch = max(step, 1.0) if isinstance(wanted, int) else paddle.clip(step, min=1.0)
+    distance = paddle.clip(paddle.abs(points.unsqueeze(0) - centres.unsqueeze(1)) / stretch, max=2.0)
+    near = (1.5 * distance - 2.5) * distance * distance + 1.0
+    far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
+    weights = paddle.where(distance < 1.0, near, far)
+    return weights / weights.sum(axis=1, keepdim=True)
 
 
 class PatchEmbed(nn.Layer):
@@ -126,11 +142,14 @@ class VisionTransformer(nn.Layer):
     def positions(self, patches: Tensor) -> Tensor:
         """The position embeddings of a map: (N, width, h, w) -> (1, width, h, w)."""
         grid = self.pos_embed[:, 1:].transpose([0, 2, 1]).reshape([1, self.num_features, self.grid, self.grid])
-        if not paddle.in_dynamic_mode():
-            return F.interpolate(grid, size=paddle.shape(patches)[2:], mode="bicubic")
-        if patches.shape[2:] == [self.grid, self.grid]:
-            return grid
-        return F.interpolate(grid, size=patches.shape[2:], mode="bicubic")
+        if paddle.in_dynamic_mode():
+            height, width = patches.shape[2:]
+            if height == width == self.grid:
+                return grid
+        else:
+            height, width = paddle.shape(patches)[2], paddle.shape(patches)[3]
+        rows, columns = bicubic_weights(self.grid, height), bicubic_weights(self.grid, width)
+        return paddle.matmul(paddle.matmul(rows, grid), columns, transpose_y=True)
 
     def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, in_channels, H, W) -> (the patches' map before the blocks, (N, 1 + patches, width) after all layers)."""

@@ -138,9 +138,9 @@ def swish() -> torch.nn.Module:
 
 def vit(name: str) -> Reference:
     def build() -> torch.nn.Module:
-        return timm.create_model(f"vit_{name}_patch16_224")
+        return timm.create_model(f"vit_{name}_patch16_224", dynamic_img_size=True, dynamic_img_pad=True)
 
-    return Reference(build, ("blocks.0", "blocks.5", "blocks.11", "norm"), odd=None)
+    return Reference(build, ("blocks.0", "blocks.5", "blocks.11", "norm"))
 
 
 EFFICIENTNETS = {
