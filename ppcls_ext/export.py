@@ -22,10 +22,11 @@ from ppcls_ext.config import Config
 from ppcls_ext.config.fit import answer_problems
 from ppcls_ext.device import choose_device
 from ppcls_ext.errors import Refused, RunFailed, refuse_all
+from ppcls_ext.log import RunLog
 from ppcls_ext.prediction import find_images
 from ppcls_ext.probe import probe_onednn
 from ppcls_ext.served import DESCRIPTION_FILE, GRAPH_FILES, PARAMETERS_FILE, ServedModel
-from ppcls_ext.trained import class_names_of, load_trained
+from ppcls_ext.trained import class_names_of, load_trained, tell_of_other_preparation
 from ppcls_ext.transforms import DecodeError, Pipeline, build_transforms
 
 # Probabilities of the two sides may differ by this much: |a - b| <= ABSOLUTE + RELATIVE * |b|.
@@ -69,6 +70,7 @@ def export(config: Config, probe: bool = True) -> Exported:
     network, metadata, loaded = load_trained(config)
     if not config.Infer.transforms:
         raise Refused("Infer.transforms: missing; the exported model carries its preprocessing")
+    tell_of_other_preparation(config, RunLog())
     pipeline = build_transforms(config.Infer.transforms, config.Arch.in_channels)
     files, images = real_images(config, pipeline)
     if list(images.shape[1:]) != config.Global.image_shape:

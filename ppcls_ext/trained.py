@@ -25,6 +25,8 @@ from ppcls_ext.run import build_eval_loader, build_network
 from ppcls_ext.transforms import build_transforms
 from ppcls_ext.weights import fit_weights, read_metadata
 
+CHANNELS_FIRST = {"ToCHWImage": None}  # what every pipeline does at its end, said or not
+
 
 def load_trained(config: Config) -> tuple[paddle.nn.Layer, dict[str, Any], str]:
     """(network in evaluation mode with the weights of `Global.pretrained_model`, the file's metadata, the load report).
@@ -45,6 +47,26 @@ def load_trained(config: Config) -> tuple[paddle.nn.Layer, dict[str, Any], str]:
     report = fit_weights(network, path, strict=True)
     network.eval()
     return network, metadata, report.summary()
+
+
+def tell_of_other_preparation(config: Config, log: RunLog) -> None:
+    """Warn where prediction prepares images otherwise than the evaluation by which the network was judged."""
+    evaluation = config.DataLoader.Eval
+    if evaluation is None or not config.Infer.transforms:
+        return
+    judged, own = (
+        [
+            operator
+            for operator in build_transforms(ops, config.Arch.in_channels).to_config()
+            if operator != CHANNELS_FIRST
+        ]
+        for ops in (evaluation.dataset.arguments["transform_ops"], config.Infer.transforms)
+    )
+    if own != judged:
+        log.warning(
+            f"Infer.transforms prepare images otherwise than DataLoader.Eval does: {own}, there {judged}; without "
+            "Infer.transforms they are prepared as there"
+        )
 
 
 def evaluate_trained(config: Config, report: Path | None = None) -> dict[str, float]:
@@ -98,7 +120,9 @@ def predict(config: Config) -> Iterator[tuple[list[dict[str, Any]], dict[str, st
     """Answers about `Infer.infer_imgs`, batch by batch; see `prediction.predict_files`."""
     choose_device(config.Global.device)
     network, metadata, loaded = load_trained(config)
-    RunLog().info(loaded)
+    log = RunLog()
+    log.info(loaded)
+    tell_of_other_preparation(config, log)
     infer, arguments = config.Infer, config.Infer.PostProcess.arguments
     several = infer.PostProcess.name == "MultiLabelThreshOutput"
 

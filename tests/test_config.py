@@ -11,6 +11,8 @@ from conftest import DECODE, NORMALIZE, run_tool
 
 from ppcls_ext import config
 from ppcls_ext.errors import Refused
+from ppcls_ext.log import RunLog
+from ppcls_ext.trained import tell_of_other_preparation
 
 Write = Callable[..., Path]
 
@@ -292,3 +294,13 @@ def test_prediction_prepares_images_as_evaluation_does_unless_told_otherwise(wri
     assert loaded.Infer.transforms[1]["ResizeImage"]["size"] == 40
     own = [{"DecodeImage": {}}, {"ResizeImage": {"size": 8}}, {"NormalizeImage": {}}]
     assert config.load(write_config(Infer={"transforms": own})).Infer.transforms == own
+
+
+def test_prediction_that_prepares_images_otherwise_than_evaluation_says_so(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell_of_other_preparation(config.load(write_config()), RunLog())  # ToCHWImage alone is no difference
+    assert capsys.readouterr().out == ""
+    smaller = "DataLoader.Eval.dataset.transform_ops.1.ResizeImage.size=40"
+    tell_of_other_preparation(config.load(write_config(), [smaller]), RunLog())
+    assert "Infer.transforms prepare images otherwise than DataLoader.Eval does: " in capsys.readouterr().out
