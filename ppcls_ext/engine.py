@@ -311,7 +311,10 @@ def signals_ask(run: Run) -> Iterator[None]:
         if not run.asked_to_stop:
             run.asked_to_stop, asked_at = number, time.monotonic()
 
-    kept = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    asking = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
+        asking.append(signal.SIGHUP)
+    kept = {number: signal.signal(number, ask) for number in asking}
     try:
         yield
     finally:

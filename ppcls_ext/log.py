@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import time
@@ -46,7 +47,12 @@ class RunLog:
         if not self._speaks:
             return
         line = f"[{time.strftime('%Y/%m/%d %H:%M:%S')}] ppcls {level}: {text}"
-        self._console.print(line)
+        try:
+            self._console.print(line)
+        except OSError as error:
+            if error.errno != errno.EIO or self._file is None:
+                raise
+            # the terminal has been closed: the file goes on, so that the run can save and stop
         if self._file is not None:
             self._file.write(line + "\n")
             self._file.flush()

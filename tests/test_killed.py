@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from conftest import REPOSITORY, small_config
 
 from ppcls_ext.checkpoint import load_set
 from ppcls_ext.errors import Refused
+from ppcls_ext.log import RunLog
 
 # Trains as `tools/train.py` does, again and again in one process image: importing Paddle takes longer than the run. The
 # parent forks one child per attempt, kills it with -9 after a delay, and lets the next child resume.
@@ -129,8 +131,8 @@ def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_sigterm_and_ctrl_c_save_and_exit_with_their_own_status(
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_sigterm_ctrl_c_and_a_closed_terminal_save_and_exit_with_their_own_status(
     tmp_path: Path, pictures: Path, number: int, status: int
 ) -> None:
     path = config_file(tmp_path, pictures)
@@ -143,6 +145,31 @@ def test_sigterm_and_ctrl_c_save_and_exit_with_their_own_status(
     assert f"stopped on request; go on with -o Global.checkpoints={latest}" in output
     assert "Traceback" not in errors
     assert load_set(latest).states["global_step"] >= 1
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path: Path, pictures: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # children inherit it, as from nohup
+    try:
+        process = start(config_file(tmp_path, pictures), "Global.epochs=6")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_for(tmp_path / "whole/MicroNet_M0/latest.pdstates", process)
+    process.send_signal(signal.SIGHUP)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "stopped on request" not in output, errors
+    assert load_set(tmp_path / "whole/MicroNet_M0/latest").states["epoch"] == 7
+
+
+def test_a_run_whose_terminal_is_gone_goes_on_in_its_file(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+
+    def gone(line: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    log._console.print = gone
+    log.info("still here")
+    log.close()
+    assert "ppcls INFO: still here" in (tmp_path / "train.log").read_text()
 
 
 def test_a_damaged_checkpoint_is_refused_by_the_tool_and_another_one_offered(tmp_path: Path, pictures: Path) -> None:
