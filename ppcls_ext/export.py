@@ -19,7 +19,7 @@ import yaml
 
 from ppcls_ext.checkpoint import file_digest, sync_folder, write_file
 from ppcls_ext.config import Config
-from ppcls_ext.config.fit import answer_problems
+from ppcls_ext.config.fit import answer_problems, infer_problems
 from ppcls_ext.device import choose_device
 from ppcls_ext.errors import Refused, RunFailed, refuse_all
 from ppcls_ext.log import RunLog
@@ -72,6 +72,7 @@ def export(config: Config, probe: bool = True) -> Exported:
         raise Refused("Infer.transforms: missing; the exported model carries its preprocessing")
     tell_of_other_preparation(config, RunLog())
     pipeline = build_transforms(config.Infer.transforms, config.Arch.in_channels)
+    refuse_all("The configuration cannot be exported", infer_problems(pipeline))
     files, images = real_images(config, pipeline)
     if list(images.shape[1:]) != config.Global.image_shape:
         raise Refused(

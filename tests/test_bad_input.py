@@ -493,7 +493,7 @@ ROWS = [
     Row(
         "prediction: random operators",
         lambda s: [*predict(s), "-o", "Infer.transforms.1={RandCropImage: {size: 32}}"],
-        "Infer.transforms: holds random operators; prepare images as DataLoader.Eval does",
+        "Infer.transforms: holds random operators, which prediction cannot use",
         2,
     ),
     Row(

@@ -304,3 +304,12 @@ def test_prediction_that_prepares_images_otherwise_than_evaluation_says_so(
     smaller = "DataLoader.Eval.dataset.transform_ops.1.ResizeImage.size=40"
     tell_of_other_preparation(config.load(write_config(), [smaller]), RunLog())
     assert "Infer.transforms prepare images otherwise than DataLoader.Eval does: " in capsys.readouterr().out
+
+
+def test_operators_of_an_evaluation_that_prediction_cannot_use_are_refused(write_config: Callable[..., Path]) -> None:
+    path = write_config(Infer={"infer_imgs": "."})
+    random = "DataLoader.Eval.dataset.transform_ops.1={RandCropImage: {size: 32}}"
+    config.load(path, [random], ["Eval"])
+    place = "Infer.transforms, missing and taken from DataLoader.Eval"
+    with pytest.raises(Refused, match=f"{place}: holds random operators, which prediction cannot use"):
+        config.load(path, [random], ["Infer"])

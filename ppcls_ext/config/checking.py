@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from ppcls_ext import registry
 from ppcls_ext.checkpoint import weights_exist
 from ppcls_ext.config.components import POSTPROCESSES, PROGRAM_ARGUMENTS, REGULARIZERS
-from ppcls_ext.config.fit import answer_problems, fit_problems, optimization_problems
+from ppcls_ext.config.fit import answer_problems, fit_problems, infer_problems, optimization_problems
 from ppcls_ext.config.sections import (
     AmpOptions,
     ArchOptions,
@@ -29,7 +29,7 @@ from ppcls_ext.config.sections import (
 )
 from ppcls_ext.errors import did_you_mean
 from ppcls_ext.registry import Registry, arguments_of, check_arguments, check_value
-from ppcls_ext.transforms import Pipeline, build_transforms, check_transforms
+from ppcls_ext.transforms import build_transforms, check_transforms
 
 
 class Check:
@@ -292,13 +292,15 @@ class Check:
     def infer(self, raw: dict[str, Any], channels: int, evaluation: Split | None) -> InferOptions:
         mapping = self.section(raw, "Infer")
         fields = self.fields(InferOptions, mapping, "Infer", more_keys=("PostProcess",))
-        if not fields.get("transforms") and evaluation is not None:  # prepared as they were when it was judged
+        own = bool(fields.get("transforms"))
+        if not own and evaluation is not None:  # prepared as they were when the network was judged
             fields["transforms"] = evaluation.dataset.arguments.get("transform_ops")
-        elif fields.get("transforms"):
+        if fields.get("transforms") and (own or "Infer" in self.needs):
             before = len(self.problems)
             self.transforms(fields["transforms"], "Infer.transforms", channels)
             if len(self.problems) == before:
-                self.problems += infer_problems(build_transforms(fields["transforms"], channels))
+                place = "Infer.transforms" if own else "Infer.transforms, missing and taken from DataLoader.Eval"
+                self.problems += infer_problems(build_transforms(fields["transforms"], channels), place)
         if mapping.get("PostProcess") is not None:
             given = {"name": "Topk", **self.mapping(mapping["PostProcess"], "Infer.PostProcess")}
             process = self.component(POSTPROCESSES, given, "Infer.PostProcess")
@@ -364,13 +366,3 @@ class Check:
             if config["Optimizer"] is None and not raw.get("Optimizer"):
                 self.say("Optimizer: missing; training needs an optimizer and its lr")
         return Config(**config)
-
-
-def infer_problems(pipeline: Pipeline) -> list[str]:
-    """What prediction cannot use: random operators, and images that keep a size of their own."""
-    problems = []
-    if pipeline.random:
-        problems.append("Infer.transforms: holds random operators; prepare images as DataLoader.Eval does")
-    if None in pipeline.output_shape:
-        problems.append("Infer.transforms: images keep their own sizes; add ResizeImage and CropImage with fixed ones")
-    return problems

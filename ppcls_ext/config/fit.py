@@ -8,6 +8,7 @@ from typing import Any
 from ppcls_ext.config.components import with_defaults
 from ppcls_ext.config.sections import Component, Split, Splits, Terms
 from ppcls_ext.registry import BATCH_TRANSFORMS, DATASETS, LOSSES, METRICS, SCHEDULES
+from ppcls_ext.transforms import Pipeline
 
 # Arguments that are computed from the labels of the training split.
 _OF_TRAINING = ("class_weight", "weight_ratio")
@@ -28,6 +29,16 @@ def answer_problems(process: str, loaders: Splits) -> list[str]:
         place, name = "Infer.PostProcess.name", known[0].dataset.name
         return [f"{place}: {process}, but {name} has labels for {right}: -o Infer.PostProcess={{name: {right}}}"]
     return []
+
+
+def infer_problems(pipeline: Pipeline, place: str = "Infer.transforms") -> list[str]:
+    """What prediction cannot use: random operators, and images that keep a size of their own."""
+    problems = []
+    if pipeline.random:
+        problems.append(f"{place}: holds random operators, which prediction cannot use")
+    if None in pipeline.output_shape:
+        problems.append(f"{place}: images keep their own sizes; add ResizeImage and CropImage with fixed ones")
+    return problems
 
 
 def optimization_problems(sections: Mapping[str, Any]) -> Iterator[str]:
