@@ -20,8 +20,8 @@ from ppcls_ext.checkpoint import STATES, member, save_tensors
 from ppcls_ext.config import Config
 from ppcls_ext.device import choose_device, device_lines
 from ppcls_ext.errors import Refused
-from ppcls_ext.freezing import BATCH_NORMS, Freezing
-from ppcls_ext.layers import SyncBatchNorm
+from ppcls_ext.freezing import Freezing
+from ppcls_ext.layers import BATCH_NORMS, momenta_restored
 from ppcls_ext.log import RunLog
 from ppcls_ext.run import build_network, build_train_loader
 from ppcls_ext.weights import fit_weights, read_metadata, state_arrays
@@ -98,26 +98,18 @@ def measure_batch_norms(network: paddle.nn.Layer, batches: Iterable[paddle.Tenso
 
     Those of batch norms in evaluation mode stay. Everything else is in evaluation mode meanwhile: no dropout.
     """
-    norms = [
-        (layer, "momentum" if isinstance(layer, SyncBatchNorm) else "_momentum")
-        for layer in network.sublayers()
-        if isinstance(layer, BATCH_NORMS) and layer.training
-    ]
-    kept = [vars(layer)[name] for layer, name in norms]
+    norms = [layer for layer in network.sublayers() if isinstance(layer, BATCH_NORMS) and layer.training]
     network.eval()
-    for layer, _ in norms:
-        layer.train()
+    for norm in norms:
+        norm.train()
     images = 0
-    try:
+    with momenta_restored(norms):
         for batch in batches if norms else ():
             images += len(batch)
-            for layer, name in norms:  # running = momentum * running + (1 - momentum) * the batch's
-                setattr(layer, name, 1 - len(batch) / images)
+            for norm in norms:  # running = momentum * running + (1 - momentum) * the batch's
+                norm._momentum = 1 - len(batch) / images
             network(batch)
-    finally:
-        for (layer, name), momentum in zip(norms, kept):
-            setattr(layer, name, momentum)
-        network.eval()
+    network.eval()
     return images
 
 

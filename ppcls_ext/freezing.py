@@ -12,11 +12,10 @@ import paddle
 
 from ppcls_ext.config import FreezeOptions
 from ppcls_ext.errors import Refused, did_you_mean
-from ppcls_ext.layers import SyncBatchNorm
+from ppcls_ext.layers import BATCH_NORMS
 from ppcls_ext.optim.groups import group_of_parameters
 
 NEVER = 10**9  # an epoch that no run reaches
-BATCH_NORMS = (paddle.nn.BatchNorm1D, paddle.nn.BatchNorm2D, paddle.nn.SyncBatchNorm, SyncBatchNorm)
 
 
 def as_list(names: str | list[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Layers that two or more backbones share."""
 
-from ppcls_ext.layers.batch_norm import SyncBatchNorm, convert_sync_batchnorm
+from ppcls_ext.layers.batch_norm import BATCH_NORMS, SyncBatchNorm, convert_sync_batchnorm, momenta_restored
 from ppcls_ext.layers.checkpointing import checkpointed
 from ppcls_ext.layers.compiled import LayerNorm, Linear
 from ppcls_ext.layers.drop_path import DropPath, drop_path_rates, require_rate
@@ -14,6 +14,7 @@ from ppcls_ext.layers.pooling import GlobalMean, MaxPool2D, global_mean
 from ppcls_ext.layers.sizes import make_divisible, require_positive
 
 __all__ = [
+    "BATCH_NORMS",
     "DepthwiseConv2D",
     "DirectConv2D",
     "DropPath",
@@ -34,6 +35,7 @@ __all__ = [
     "global_mean",
     "is_plain",
     "make_divisible",
+    "momenta_restored",
     "normalised",
     "require_positive",
     "require_rate",

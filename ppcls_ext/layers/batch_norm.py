@@ -5,6 +5,8 @@ Paddle's own SyncBatchNorm has no CPU kernel, not even for eval().
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import paddle
@@ -88,7 +90,7 @@ class SyncBatchNorm(nn.Layer):
         self.bias = norm.bias
         self._mean = norm._mean  # in Paddle the statistics are parameters that are not trained
         self._variance = norm._variance
-        self.momentum: float = norm._momentum
+        self._momentum: float = norm._momentum
         self.epsilon: float = norm._epsilon
         self.training = norm.training
 
@@ -101,14 +103,28 @@ class SyncBatchNorm(nn.Layer):
                 self.weight,
                 self.bias,
                 training=self.training,
-                momentum=self.momentum,
+                momentum=self._momentum,
                 epsilon=self.epsilon,
             )
         result, mean, variance = _Normalise.apply(x, self.weight, self.bias, self.epsilon)
         with paddle.no_grad():
-            self._mean.set_value(self._mean * self.momentum + mean * (1 - self.momentum))
-            self._variance.set_value(self._variance * self.momentum + variance * (1 - self.momentum))
+            self._mean.set_value(self._mean * self._momentum + mean * (1 - self._momentum))
+            self._variance.set_value(self._variance * self._momentum + variance * (1 - self._momentum))
         return result
+
+
+BATCH_NORMS = (nn.BatchNorm1D, nn.BatchNorm2D, nn.SyncBatchNorm, SyncBatchNorm)
+
+
+@contextmanager
+def momenta_restored(norms: Iterable[nn.Layer]) -> Iterator[None]:
+    """Inside, what the batch norms `norms` keep of their statistics at each step (`_momentum`) may be changed."""
+    kept = [(norm, norm._momentum) for norm in norms]
+    try:
+        yield
+    finally:
+        for norm, momentum in kept:
+            norm._momentum = momentum
 
 
 def convert_sync_batchnorm(model: nn.Layer) -> nn.Layer:

@@ -13,7 +13,7 @@ from typing import Any
 import paddle
 from paddle import Tensor, nn
 
-from ppcls_ext.layers.batch_norm import SyncBatchNorm
+from ppcls_ext.layers.batch_norm import BATCH_NORMS, momenta_restored
 from ppcls_ext.ops import native
 
 
@@ -36,16 +36,8 @@ def checkpointed(block: nn.Layer, x: Tensor, *others: Any, enable: bool = True) 
 @contextmanager
 def _statistics_kept(block: nn.Layer) -> Iterator[None]:
     """Batch norms normalise by the batch and leave their running statistics as they are."""
-    norms = [
-        (layer, "momentum" if isinstance(layer, SyncBatchNorm) else "_momentum")
-        for layer in block.sublayers(include_self=True)
-        if isinstance(layer, (nn.BatchNorm1D, nn.BatchNorm2D, nn.SyncBatchNorm, SyncBatchNorm))
-    ]
-    before = [vars(layer)[name] for layer, name in norms]
-    for layer, name in norms:
-        setattr(layer, name, 1.0)
-    try:
+    norms = [layer for layer in block.sublayers(include_self=True) if isinstance(layer, BATCH_NORMS)]
+    with momenta_restored(norms):
+        for norm in norms:
+            norm._momentum = 1.0
         yield
-    finally:
-        for (layer, name), momentum in zip(norms, before):
-            setattr(layer, name, momentum)
