@@ -117,10 +117,15 @@ def test_a_run_killed_with_minus_9_at_random_moments_ends_with_the_bits_of_an_un
             assert whole[suffix][name].tobytes() == killed[suffix][name].tobytes(), (suffix, name)
 
 
-def start(path: Path, *overrides: str) -> subprocess.Popen[str]:
+def start(path: Path, *overrides: str, hangup: signal.Handlers = signal.SIG_DFL) -> subprocess.Popen[str]:
+    """`hangup`: what a closed terminal does to the process: a child inherits it, from the terminal or from nohup."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(REPOSITORY / "tools/train.py"), "-c", str(path), "-o", *overrides]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    before = signal.signal(signal.SIGHUP, hangup)
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
@@ -148,11 +153,7 @@ def test_sigterm_ctrl_c_and_a_closed_terminal_save_and_exit_with_their_own_statu
 
 
 def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path: Path, pictures: Path) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # children inherit it, as from nohup
-    try:
-        process = start(config_file(tmp_path, pictures), "Global.epochs=6")
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    process = start(config_file(tmp_path, pictures), "Global.epochs=6", hangup=signal.SIG_IGN)
     wait_for(tmp_path / "whole/MicroNet_M0/latest.pdstates", process)
     process.send_signal(signal.SIGHUP)
     output, errors = process.communicate(timeout=60)
