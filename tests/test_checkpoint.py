@@ -35,6 +35,18 @@ def value_at(prefix: Path) -> float:
     return values.pop()
 
 
+def cut_short_at_rename(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """The `at`-th rename from now on raises KeyboardInterrupt and is not made."""
+    real, calls = os.replace, iter(range(100))
+
+    def replace(source: object, target: object) -> None:
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
 def flip_a_byte(path: Path, at: float = 0.5) -> None:
     data = bytearray(path.read_bytes())
     data[int(len(data) * at)] ^= 0x40
@@ -57,20 +69,13 @@ def test_a_save_cut_short_at_any_rename_leaves_the_old_set_or_the_new_one(
     latest = tmp_path / "latest"
     save(latest, 1)
     save(latest, 2)
-    real, calls = os.replace, iter(range(100))
-
-    def replace(source: object, target: object) -> None:
-        if next(calls) == at:
-            raise KeyboardInterrupt
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", replace)
+    cut_short_at_rename(monkeypatch, at)
     try:
         save(latest, 3)
         finished = True
     except KeyboardInterrupt:
         finished = False
-    monkeypatch.setattr(os, "replace", real)
+    monkeypatch.undo()
     assert value_at(latest) == 3 if finished else value_at(latest) in (2, 3)
     # the next save, itself cut short while it writes, must not harm what was committed
     committed = value_at(latest)
@@ -163,14 +168,7 @@ def test_a_checkpoint_may_be_named_by_one_of_its_files_but_not_by_its_folder(tmp
 def test_a_first_save_cut_short_at_any_rename_is_found_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    real, calls = os.replace, iter(range(100))
-
-    def replace(source: object, target: object) -> None:
-        if next(calls) == at:
-            raise KeyboardInterrupt
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", replace)
+    cut_short_at_rename(monkeypatch, at)
     try:
         save_set(tmp_path / "epoch_1", tensors(1), {"global_step": 1}, {"arch": "Net"})
     except KeyboardInterrupt:
