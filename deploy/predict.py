@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+# In a checkout the `ppcls_ext` of the checkout; elsewhere there is none, and the installed one is found.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ppcls_ext import cli
 

@@ -8,6 +8,7 @@ prints what a single image takes without and with it.
 
 from __future__ import annotations
 
+import os
 import signal
 import statistics
 import subprocess
@@ -35,8 +36,13 @@ def probe_onednn(folder: Path, images: np.ndarray, expected: np.ndarray, allowed
     given, answered = folder / "probe_images.npy", folder / "probe_answers.npy"
     np.save(given, images)
     command = [sys.executable, "-m", "ppcls_ext.probe", str(folder), str(given), str(answered)]
+    package = Path(__file__).resolve().parents[1]  # it need not be installed
+    path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, env=environment
+        )
         if done.returncode:
             return _off(f"serving with it {_ending(done.returncode)}", paddle.__version__)
         answers = np.load(answered)

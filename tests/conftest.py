@@ -130,7 +130,7 @@ def run_tool(
     *arguments: object, processes: int = 1, cwd: Path | None = None, timeout: float = 240
 ) -> subprocess.CompletedProcess[str]:
     """Run a script of the repository, `tools/train.py` say, on one process or several; never raises on its status."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable]
     if processes > 1:
         log = (cwd or Path.cwd()) / "launch_log"
@@ -158,6 +158,7 @@ def run_here(
 
     def run(script: str, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        monkeypatch.syspath_prepend((REPOSITORY / script).parent)  # as the interpreter does
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(REPOSITORY / script), run_name="__main__")

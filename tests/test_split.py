@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_tool
 from images import write_image
 
 from ppcls_ext.data.class_map import read_class_map
@@ -15,7 +14,6 @@ from ppcls_ext.data.datasets import ImageNetDataset
 from ppcls_ext.data.split import split_folder
 from ppcls_ext.errors import Refused
 
-ROOT = Path(__file__).resolve().parents[1]
 PLAIN = [{"DecodeImage": {"to_rgb": True, "channel_first": False}}, {"ToCHWImage": None}]
 
 
@@ -106,18 +104,9 @@ def test_shares_and_names_that_cannot_be_are_refused(tmp_path):
 
 def test_the_split_tool_says_what_it_wrote_or_why_not(tmp_path):
     make_classes(tmp_path / "images", {"a": 10, "b": 10})
-    command = [
-        sys.executable,
-        "tools/split.py",
-        str(tmp_path / "images"),
-        "--out",
-        str(tmp_path / "out"),
-        "--val",
-        "0.2",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    given = ["tools/split.py", tmp_path / "images", "--out", tmp_path / "out", "--val", "0.2"]
+    done = run_tool(*given)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip() == f"{tmp_path}/out: 2 classes, images: train_list.txt 16, val_list.txt 4"
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    again = run_tool(*given)
     assert again.returncode == 2 and again.stderr.startswith("Refused: ") and "--force replaces" in again.stderr

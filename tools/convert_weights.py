@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 
+import checkout  # noqa: F401 - before all that may be missing
+
 from ppcls_ext import cli
 from ppcls_ext.errors import Refused
 

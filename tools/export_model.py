@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import checkout  # noqa: F401 - before all that may be missing
+
 from ppcls_ext import cli
 
 

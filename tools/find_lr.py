@@ -5,6 +5,8 @@ Trains a few steps with a rising rate, draws output/<Arch>/find_lr.png, prints a
 
 from __future__ import annotations
 
+import checkout  # noqa: F401 - before all that may be missing
+
 from ppcls_ext import cli
 
 

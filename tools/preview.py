@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import checkout  # noqa: F401 - before all that may be missing
+
 from ppcls_ext import cli
 
 

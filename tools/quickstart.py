@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import checkout  # noqa: F401 - before all that may be missing
 import numpy as np
 from PIL import Image
 

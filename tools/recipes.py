@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import checkout  # noqa: F401 - before all that may be missing
+
 from ppcls_ext import cli
 from ppcls_ext.errors import Refused
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePath
 
+import checkout  # noqa: F401 - before all that may be missing
 import numpy as np
 
 from ppcls_ext import cli

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+import checkout  # noqa: F401 - before all that may be missing
+
 from ppcls_ext.cli import run
 from ppcls_ext.data.split import split_folder
 

@@ -5,6 +5,8 @@ On several processes: python -m paddle.distributed.launch tools/train.py -c conf
 
 from __future__ import annotations
 
+import checkout  # noqa: F401 - before all that may be missing
+
 from ppcls_ext import cli
 
 
