@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable
 
 
@@ -14,18 +15,40 @@ class RunFailed(RuntimeError):
     """Work that had begun could not go on: a worker died, a loss became infinite. Exit status 3."""
 
 
-def refuse_all(title: str, problems: Iterable[str], limit: int = 30) -> None:
-    """Raise one `Refused` that lists every problem, or return if there is none.
+class Problems:
+    """Everything that is wrong with one input, for one message: the first `limit` in words, the rest counted.
 
-    At most `limit` problems are written out; the rest are counted.
+    A million bad lines cost no memory. `hints` stand after the list.
     """
-    problems = list(problems)
-    if not problems:
-        return
-    lines = [f"  - {problem}" for problem in problems[:limit]]
-    if len(problems) > limit:
-        lines.append(f"  - ... and {len(problems) - limit} more")
-    raise Refused("\n".join([f"{title} ({len(problems)} problem{'s' if len(problems) > 1 else ''}):", *lines]))
+
+    def __init__(self, title: str, limit: int = 20) -> None:
+        self.title = title
+        self.count = 0
+        self.hints: list[str] = []
+        self._limit = limit
+        self._texts: list[str] = []
+
+    def add(self, texts: Iterable[str], count: int) -> None:
+        """Enter `count` problems; of their `texts` only as many are drawn as are shown."""
+        self._texts += itertools.islice(texts, self._limit - len(self._texts))
+        self.count += count
+
+    def refuse(self) -> None:
+        """Raise `Refused` with every problem, or return if there is none."""
+        if not self.count:
+            return
+        lines = [f"{self.title} ({self.count} problem{'s' if self.count > 1 else ''}):"]
+        lines += [f"  - {text}" for text in self._texts]
+        if self.count > len(self._texts):
+            lines.append(f"  - ... and {self.count - len(self._texts)} more")
+        raise Refused("\n".join([*lines, *self.hints]))
+
+
+def refuse_all(title: str, problems: Iterable[str], limit: int = 30) -> None:
+    """Raise one `Refused` that lists `problems`, or return if there is none."""
+    texts, collected = list(problems), Problems(title, limit)
+    collected.add(texts, len(texts))
+    collected.refuse()
 
 
 def did_you_mean(name: str, known: Iterable[str], also: Iterable[str] = ()) -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ppcls_ext.checkpoint import write_file
-from ppcls_ext.data.problems import Problems
-from ppcls_ext.errors import Refused
+from ppcls_ext.errors import Problems, Refused
 
 CLASS_MAP = "class_map.txt"
 

@@ -17,8 +17,7 @@ from ppcls_ext.data.folders import ClassFolders, refuse_empty_classes, refuse_on
 from ppcls_ext.data.label_list import CheckFiles, read_label_list
 from ppcls_ext.data.mixing import BatchOps, Mixing, batch_rng, build_batch_operator
 from ppcls_ext.data.paths import Paths, pack_paths
-from ppcls_ext.data.problems import Problems
-from ppcls_ext.errors import Refused, RunFailed, did_you_mean
+from ppcls_ext.errors import Problems, Refused, RunFailed, did_you_mean
 from ppcls_ext.registry import DATASETS, InputFile, InputFolder
 from ppcls_ext.transforms import DecodeError, build_transforms
 
@@ -63,6 +62,7 @@ class ImageDataset:
         image_root: str,
         paths: Paths,
         labels: np.ndarray,
+        *,
         num_classes: int,
         class_names: list[str] | None,
         transform_ops: TransformOps,
@@ -177,15 +177,15 @@ class ImageNetDataset(ImageDataset):
             image_root,
             self._list.paths,
             labels,
-            int(labels.max()) + 1 if num_classes is None else num_classes,
-            names,
-            transform_ops,
-            channels,
-            seed,
-            unreadable,
-            max_unreadable,
-            batch_transform_ops,
-            image_sizes,
+            num_classes=int(labels.max()) + 1 if num_classes is None else num_classes,
+            class_names=names,
+            transform_ops=transform_ops,
+            channels=channels,
+            seed=seed,
+            unreadable=unreadable,
+            max_unreadable=max_unreadable,
+            batch_transform_ops=batch_transform_ops,
+            image_sizes=image_sizes,
         )
         if self._list.repeated:
             self.notes.append(f"{cls_label_path}: {self._list.repeated} lines repeat an earlier line")
@@ -234,15 +234,15 @@ class ClassFolderDataset(ImageDataset):
             image_root,
             pack_paths(paths),
             labels.astype(np.int32),
-            len(names),
-            names,
-            transform_ops,
-            channels,
-            seed,
-            unreadable,
-            max_unreadable,
-            batch_transform_ops,
-            image_sizes,
+            num_classes=len(names),
+            class_names=names,
+            transform_ops=transform_ops,
+            channels=channels,
+            seed=seed,
+            unreadable=unreadable,
+            max_unreadable=max_unreadable,
+            batch_transform_ops=batch_transform_ops,
+            image_sizes=image_sizes,
         )
         self.notes += folders.notes()
         absent = [name for name in index_of if not folders.images.get(name)]

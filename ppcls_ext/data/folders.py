@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from ppcls_ext.data.problems import Problems
-from ppcls_ext.errors import Refused
+from ppcls_ext.errors import Problems, Refused
 from ppcls_ext.prediction import IMAGE_SUFFIXES
 
 _OTHER_PHOTOGRAPHS = (".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf")

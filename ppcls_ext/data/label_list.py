@@ -16,8 +16,7 @@ from typing import Literal
 import numpy as np
 
 from ppcls_ext.data.paths import Paths, spans
-from ppcls_ext.data.problems import Problems
-from ppcls_ext.errors import Refused
+from ppcls_ext.errors import Problems, Refused
 
 CheckFiles = Literal["all", "sample", "none"]
 

@@ -11,8 +11,7 @@ from ppcls_ext.data.class_map import agreed_class_names, read_class_map
 from ppcls_ext.data.datasets import ImageDataset, Sizes, TransformOps, Unreadable
 from ppcls_ext.data.mixing import BatchOps
 from ppcls_ext.data.paths import pack_paths
-from ppcls_ext.data.problems import Problems
-from ppcls_ext.errors import Refused
+from ppcls_ext.errors import Problems, Refused
 from ppcls_ext.registry import DATASETS, InputFile, InputFolder
 
 
@@ -86,15 +85,15 @@ class MultiLabelDataset(ImageDataset):
             image_root,
             pack_paths(paths),
             labels,
-            labels.shape[1],
-            names,
-            transform_ops,
-            channels,
-            seed,
-            unreadable,
-            max_unreadable,
-            batch_transform_ops,
-            image_sizes,
+            num_classes=labels.shape[1],
+            class_names=names,
+            transform_ops=transform_ops,
+            channels=channels,
+            seed=seed,
+            unreadable=unreadable,
+            max_unreadable=max_unreadable,
+            batch_transform_ops=batch_transform_ops,
+            image_sizes=image_sizes,
         )
 
     def origin(self, index: int) -> str:

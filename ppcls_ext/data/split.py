@@ -20,8 +20,7 @@ from sklearn.model_selection import train_test_split
 from ppcls_ext.checkpoint import write_file
 from ppcls_ext.data.class_map import CLASS_MAP, check_class_names, write_class_map
 from ppcls_ext.data.folders import refuse_empty_classes, refuse_one_class, scan_class_folders
-from ppcls_ext.data.problems import Problems
-from ppcls_ext.errors import Refused
+from ppcls_ext.errors import Problems, Refused
 
 _SHOW_PROGRESS_FROM = 2000  # files
 
