@@ -23,6 +23,8 @@ from ppcls_ext.checkpoint import Checkpoint, write_file
 from ppcls_ext.config import Config, FreezeOptions, Split
 from ppcls_ext.criteria import eval_losses, eval_metrics, train_losses, train_metrics
 from ppcls_ext.data.class_map import CLASS_MAP, write_class_map
+from ppcls_ext.data.copies import trained_on
+from ppcls_ext.data.datasets import ImageDataset
 from ppcls_ext.data.loader import Loader
 from ppcls_ext.device import Precision
 from ppcls_ext.errors import Refused, did_you_mean
@@ -102,6 +104,8 @@ def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Check
         opened.callback(eval_loader.close)
     for note in [*dataset.notes, *(eval_loader.dataset.notes if eval_loader else [])]:
         log.warning(note)
+    if eval_loader is not None:
+        tell_of_trained_images(dataset, eval_loader.dataset, log)
     plan = loader.batches(1)
     loader.start()  # workers are forked before the network exists: they share no memory with it
     if eval_loader is not None:
@@ -145,6 +149,18 @@ def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Check
         class_names=dataset.class_names,
         position=Position(),
     )
+
+
+def tell_of_trained_images(training: ImageDataset, evaluation: ImageDataset, log: RunLog) -> None:
+    """Warn where the score of an evaluation will not be that of unseen images."""
+    known = distributed.first_does(lambda: trained_on(training, evaluation))
+    if known:
+        own, same = known[0]
+        example = f"{own}{'' if own == same else f' is {same}'}{', ...' if len(known) > 1 else ''}"
+        log.warning(
+            f"DataLoader.Eval: {len(known)} of {len(evaluation)} images are trained on as well, so its score is not "
+            f"that of unseen images: {example}; tools/split.py keeps copies on one side"
+        )
 
 
 def build_network(config: Config, num_classes: int) -> paddle.nn.Layer:

@@ -5,24 +5,18 @@ Writes `train_list.txt`, `val_list.txt`, `test_list.txt` and `class_map.txt`; th
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 from sklearn.model_selection import train_test_split
 
 from ppcls_ext.checkpoint import write_file
 from ppcls_ext.data.class_map import CLASS_MAP, check_class_names, write_class_map
+from ppcls_ext.data.copies import identical_files
 from ppcls_ext.data.folders import refuse_empty_classes, refuse_one_class, scan_class_folders
 from ppcls_ext.errors import Problems, Refused
-
-_SHOW_PROGRESS_FROM = 2000  # files
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ def split_folder(
     labels = np.repeat(np.arange(len(names)), [len(folders.images[name]) for name in names])
     _refuse_unlistable(folder, paths)
 
-    unit_of = _identical_files(folder, paths)
+    unit_of = identical_files([os.path.join(folder, path) for path in paths])
     first_of_unit = np.unique(unit_of, return_index=True)[1]
     part_of_unit = _assign(labels[first_of_unit], names, shares, seed)
     part_of = part_of_unit[unit_of]
@@ -101,30 +95,6 @@ def _refuse_unlistable(folder: str, paths: list[str]) -> None:
 
 def _not_utf8(path: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in path)
-
-
-def _identical_files(folder: str, paths: list[str]) -> np.ndarray:
-    """The unit of every file, int64 (n,): files with the same bytes are one unit. Only files of equal size are read."""
-    sizes = [os.path.getsize(os.path.join(folder, path)) for path in paths]
-    shared = Counter(sizes)
-    unit_of_key: dict[tuple[int, bytes | int], int] = {}
-    units = []
-    for row in _with_progress(range(len(paths))):
-        alike = shared[sizes[row]] > 1
-        key = (sizes[row], _digest(os.path.join(folder, paths[row])) if alike else row)
-        units.append(unit_of_key.setdefault(key, len(unit_of_key)))
-    return np.array(units, np.int64)
-
-
-def _digest(file: str) -> bytes:
-    with open(file, "rb") as opened:
-        return hashlib.sha256(opened.read()).digest()
-
-
-def _with_progress(rows: range) -> Iterable[int]:
-    console = Console(stderr=True)
-    silent = len(rows) < _SHOW_PROGRESS_FROM or not console.is_terminal
-    return track(rows, "Comparing files", console=console, disable=silent)
 
 
 def _assign(labels: np.ndarray, names: list[str], shares: dict[str, float], seed: int) -> np.ndarray:
