@@ -21,6 +21,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--threads", type=cli.positive, default=1, help="threads of the CPU's mathematics")
     parser.add_argument("--no-onednn", action="store_true", help="serve without oneDNN even where it answers alike")
+    cli.add_save(parser)
     arguments = parser.parse_args()
     from ppcls_ext.prediction import find_images, predict_files, print_answers
     from ppcls_ext.served import ServedModel
@@ -36,7 +37,7 @@ def main() -> int:
         served.class_names,
         served.threshold,
     )
-    return cli.EXIT_PARTLY if print_answers(batches) else 0
+    return cli.EXIT_PARTLY if print_answers(batches, arguments.save) else 0
 
 
 if __name__ == "__main__":

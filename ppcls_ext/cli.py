@@ -15,6 +15,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NoReturn
 
 from ppcls_ext import distributed, processor
@@ -54,6 +55,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got '{text}'")
     return int(text)
+
+
+def add_save(tool: argparse.ArgumentParser) -> None:
+    """`--save FILE`, of the tools that print answers."""
+
+    def file(text: str) -> Path:
+        if Path(text).suffix not in (".csv", ".jsonl"):
+            raise argparse.ArgumentTypeError(f"expected a name that ends in .csv or .jsonl, got '{text}'")
+        return Path(text)
+
+    tool.add_argument("--save", metavar="FILE", type=file, help="write the answers to this .csv or .jsonl file as well")
 
 
 def load_config(arguments: argparse.Namespace, needs: Iterable[str]):

@@ -5,6 +5,9 @@ An answer is PaddleClas's: {"class_ids": [178, 209], "scores": [0.99, 0.01], "fi
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ppcls_ext.checkpoint import write_file
 from ppcls_ext.errors import Refused
 from ppcls_ext.transforms import DecodeError, Pipeline
 
@@ -98,13 +102,39 @@ def predict_files(
         yield [answer(row, name, topk, class_names, threshold) for row, name in zip(rows, names)], failed
 
 
-def print_answers(batches: Iterable[tuple[list[dict[str, Any]], dict[str, str]]]) -> int:
-    """Print each batch's answers on stdout and what could not be read on stderr; returns how many could not."""
-    failures = 0
+def print_answers(batches: Iterable[tuple[list[dict[str, Any]], dict[str, str]]], save: Path | None = None) -> int:
+    """Print each batch's answers on stdout and what could not be read on stderr; returns how many could not.
+
+    With `save`, a .csv or .jsonl file, all of them are written there at the end; see `answers_text`.
+    """
+    failures, lines = 0, []
     for answers, failed in batches:
         if answers:
             print(answers, flush=True)
         for file, reason in failed.items():
             failures += 1
             print(f"{file}: {reason}", file=sys.stderr)
+        if save is not None:
+            lines += [*answers, *({"file_name": file, "error": reason} for file, reason in failed.items())]
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        write_file(save, answers_text(lines, save.suffix))
     return failures
+
+
+def answers_text(answers: list[dict[str, Any]], suffix: str) -> str:
+    """Every image, those too that could not be read ("error" says why).
+
+    .jsonl: the answers whole, a line each. .csv: a line for each class that an image was answered with, the best with
+    rank 1; an image without any has one line, without a rank.
+    """
+    if suffix == ".jsonl":
+        return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in answers)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file_name", "rank", "class_id", "label_name", "score", "error"])
+    for one in answers:
+        ids = one.get("class_ids", [])
+        rows = [*zip(range(1, len(ids) + 1), ids, one.get("label_names", [""] * len(ids)), one.get("scores", []))]
+        writer.writerows([one["file_name"], *row, one.get("error", "")] for row in rows or [("", "", "", "")])
+    return text.getvalue()

@@ -140,6 +140,29 @@ def test_prediction_takes_files_folders_and_lists_and_survives_a_bad_image(
     assert f"{tmp_path}/bad.png: cannot be decoded" in errors and f"{tmp_path}/absent.png: cannot be read" in errors
 
 
+def test_answers_are_saved_a_line_for_every_image_that_was_asked_about(
+    trained: Path, run_here: Run, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a, bad.png").write_bytes(b"\x89PNG cut")
+    asked = ["-c", config_of(trained), "-o", weights(trained), f"Infer.infer_imgs=['{pictures}/val','{tmp_path}']"]
+    status, output, _ = run_here("tools/infer.py", *asked, "--save", tmp_path / "new/answers.jsonl")
+    *told, bad = [json.loads(line) for line in (tmp_path / "new/answers.jsonl").read_text("utf-8").splitlines()]
+    assert status == 4 and told == answers_in(output) and len(told) == 15
+    assert bad["file_name"] == f"{tmp_path}/a, bad.png" and bad["error"].startswith("cannot be decoded")
+    run_here("tools/infer.py", *asked, "Infer.PostProcess.topk=2", "--save", tmp_path / "answers.csv")
+    with open(tmp_path / "answers.csv", encoding="utf-8") as file:
+        *rows, last = csv.DictReader(file)
+    best = [{**row, "class_id": int(row["class_id"]), "score": float(row["score"])} for row in rows[::2]]
+    for row, answer in zip(best, told):
+        assert (row["file_name"], row["rank"], row["error"]) == (answer["file_name"], "1", "")
+        assert [row["class_id"], row["score"]] == [answer["class_ids"][0], answer["scores"][0]]
+        assert row["label_name"] == answer["label_names"][0]
+    assert [row["rank"] for row in rows] == ["1", "2"] * 15
+    assert last == {**dict.fromkeys(last, ""), "file_name": bad["file_name"], "error": bad["error"]}
+    status, _, errors = run_here("tools/infer.py", *asked, "--save", "answers.xlsx")
+    assert status == 2 and "expected a name that ends in .csv or .jsonl, got 'answers.xlsx'" in errors
+
+
 def test_names_come_from_a_file_where_the_weights_carry_none(trained: Path, run_here: Run, tmp_path: Path) -> None:
     import paddle
 
@@ -166,15 +189,17 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_exported_model_answers_as_the_trained_one(
-    trained: Path, exported: Path, run_here: Run, pictures: Path
+    trained: Path, exported: Path, run_here: Run, pictures: Path, tmp_path: Path
 ) -> None:
     _, dynamic, _ = run_here(
         "tools/infer.py", "-c", config_of(trained), "-o", weights(trained), f"Infer.infer_imgs={pictures}/val"
     )
-    status, static, errors = run_here("deploy/predict.py", exported, pictures / "val")
+    saved = tmp_path / "answers.jsonl"
+    status, static, errors = run_here("deploy/predict.py", exported, pictures / "val", "--save", saved)
     assert status == 0, errors
     ours, theirs = answers_in(dynamic), answers_in(static)
     assert len(ours) == len(theirs) == 15
+    assert [json.loads(line) for line in saved.read_text("utf-8").splitlines()] == theirs
     for a, b in zip(ours, theirs):
         assert (
             a["class_ids"] == b["class_ids"]

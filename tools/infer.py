@@ -8,12 +8,14 @@ from ppcls_ext import cli
 
 
 def main() -> int:
-    arguments = cli.parser(__doc__).parse_args()
+    parser = cli.parser(__doc__)
+    cli.add_save(parser)
+    arguments = parser.parse_args()
     config = cli.load_config(arguments, needs=["Infer"])
     from ppcls_ext.prediction import print_answers
     from ppcls_ext.trained import predict
 
-    return cli.EXIT_PARTLY if print_answers(predict(config)) else 0
+    return cli.EXIT_PARTLY if print_answers(predict(config), arguments.save) else 0
 
 
 if __name__ == "__main__":
