@@ -27,7 +27,10 @@ def draw_pairs(
         for part, image in enumerate(pair):
             shown = image[:, :, 0] if image.shape[2] == 1 else image[:, :, :3]
             axes[2 * row + part, column].imshow(shown, cmap="gray", vmin=0, vmax=255)
-        axes[2 * row + 1, column].set_title(caption.replace(", ", "\n"), fontsize=7)
+        under = axes[2 * row + 1, column]
+        under.text(
+            0.5, -0.03, caption.replace(", ", "\n"), ha="center", va="top", fontsize=7, transform=under.transAxes
+        )
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
