@@ -150,8 +150,8 @@ def write_export(name: str, folder: Path) -> None:
     """The exported network, as tools/export_model.py writes it, without the comparison."""
     import yaml
 
-    from ppcls_ext.checkpoint import file_digest
     from ppcls_ext.export import write_graph
+    from ppcls_ext.files import file_digest
     from ppcls_ext.served import DESCRIPTION_FILE, GRAPH_FILES, PARAMETERS_FILE
 
     write_graph(with_softmax(name), [3, SIZE, SIZE], folder)

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ppcls_ext.errors import Refused
+from ppcls_ext.files import sync_folder, write_aside
 from ppcls_ext.unpickle import unpickle_arrays
 
 MAGIC = b"PPCLSEXT"
@@ -49,32 +50,6 @@ class _HashingWriter:
         return len(data) if isinstance(data, bytes) else memoryview(data).nbytes
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_aside(path: Path, write: Callable[[BinaryIO], None]) -> Path:
-    """Write and sync `<path>.new`; the caller renames it."""
-    aside = path.with_name(path.name + ".new")
-    with open(aside, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    return aside
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content` in one step: a reader sees the old file or the new one, never a part."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    os.replace(_write_aside(path, lambda file: file.write(data)), path)
-    sync_folder(path.parent)
-
-
 def _with_trailer(file: BinaryIO, write_body: Callable[[_HashingWriter], None], metadata: Mapping[str, Any]) -> str:
     writer = _HashingWriter(file)
     write_body(writer)
@@ -92,7 +67,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapp
         # Protocol 4 is what paddle.load of every version reads, above 4 GB too.
         digest = _with_trailer(file, lambda body: pickle.dump(dict(tensors), body, protocol=4), metadata)
 
-    return _write_aside(path, write), digest
+    return write_aside(path, write), digest
 
 
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> str:
@@ -101,15 +76,6 @@ def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappin
     os.replace(aside, path)
     sync_folder(path.parent)
     return digest
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a whole file."""
-    sha256 = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            sha256.update(chunk)
-    return sha256.hexdigest()
 
 
 def read_trailer(path: Path) -> tuple[int, dict[str, Any]] | None:
@@ -203,7 +169,7 @@ def save_set(
         asides[path], digests[suffix] = _write_tensors(path, arrays, metadata)
     body = json.dumps({"digests": digests, "states": states, "metadata": dict(metadata)}, indent=1).encode("utf-8")
     states_path = member(prefix, STATES)
-    states_aside = _write_aside(states_path, lambda file: _with_trailer(file, lambda to: to.write(body), {}))
+    states_aside = write_aside(states_path, lambda file: _with_trailer(file, lambda to: to.write(body), {}))
     sync_folder(prefix.parent)
     if keep_previous is not None:
         _link_set(prefix, keep_previous)

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from ppcls_ext import distributed, processor
 from ppcls_ext.errors import Refused, RunFailed
+from ppcls_ext.files import file_problem, folder_problem
 
 EXIT_REFUSED = 2
 EXIT_FAILED = 3
@@ -57,15 +58,31 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def output_folder(text: str) -> Path:
+    """An argument that names a folder to write into, which need not be there."""
+    if problem := folder_problem(Path(text)):
+        raise argparse.ArgumentTypeError(problem)
+    return Path(text)
+
+
+def output_file(text: str) -> Path:
+    """An argument that names a file to write."""
+    if problem := file_problem(Path(text)):
+        raise argparse.ArgumentTypeError(problem)
+    return Path(text)
+
+
+def answers_file(text: str) -> Path:
+    """An argument that names a file for answers."""
+    if Path(text).suffix not in (".csv", ".jsonl"):
+        raise argparse.ArgumentTypeError(f"expected a name that ends in .csv or .jsonl, got '{text}'")
+    return output_file(text)
+
+
 def add_save(tool: argparse.ArgumentParser) -> None:
     """`--save FILE`, of the tools that print answers."""
-
-    def file(text: str) -> Path:
-        if Path(text).suffix not in (".csv", ".jsonl"):
-            raise argparse.ArgumentTypeError(f"expected a name that ends in .csv or .jsonl, got '{text}'")
-        return Path(text)
-
-    tool.add_argument("--save", metavar="FILE", type=file, help="write the answers to this .csv or .jsonl file as well")
+    text = "write the answers to this .csv or .jsonl file as well"
+    tool.add_argument("--save", metavar="FILE", type=answers_file, help=text)
 
 
 def load_config(arguments: argparse.Namespace, needs: Iterable[str]):

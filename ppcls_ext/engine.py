@@ -30,7 +30,7 @@ from ppcls_ext.errors import RunFailed
 from ppcls_ext.log import RunLog, joined
 from ppcls_ext.meter import Answers, Meter
 from ppcls_ext.optim import evaluation_weights
-from ppcls_ext.run import Run, build_run, choose_seed, describe_run, finish, rate_now
+from ppcls_ext.run import Run, build_run, choose_seed, describe_run, finish, folder_of, rate_now
 from ppcls_ext.saving import equalise, save, set_earlier_aside, take_up
 
 
@@ -50,7 +50,7 @@ def train(config: Config) -> dict[str, float]:
     device = choose_device(config.Global.device)
     distributed.watch_failures()
     distributed.start()
-    folder = config.output_folder()
+    folder = folder_of(config)
     saved = load_set(Path(config.Global.checkpoints)) if config.Global.checkpoints else None
     seed = choose_seed(config, saved)
     # Names of parameters and of the optimizer's slots must not depend on what else this process has built.

@@ -17,15 +17,15 @@ import numpy as np
 import paddle
 import yaml
 
-from ppcls_ext.checkpoint import file_digest, sync_folder, write_file
 from ppcls_ext.config import Config
 from ppcls_ext.config.fit import answer_problems, infer_problems
 from ppcls_ext.device import choose_device
 from ppcls_ext.errors import Refused, RunFailed, refuse_all
+from ppcls_ext.files import file_digest, folder_problem, sync_folder, write_file
 from ppcls_ext.log import RunLog
 from ppcls_ext.prediction import find_images
 from ppcls_ext.probe import probe_onednn
-from ppcls_ext.served import DESCRIPTION_FILE, GRAPH_FILES, PARAMETERS_FILE, ServedModel
+from ppcls_ext.served import DESCRIPTION_FILE, GRAPH_FILES, PARAMETERS_FILE, ServedModel, digest_of
 from ppcls_ext.trained import class_names_of, load_trained, tell_of_other_preparation
 from ppcls_ext.transforms import DecodeError, Pipeline, build_transforms
 
@@ -66,6 +66,9 @@ def export(config: Config, probe: bool = True) -> Exported:
     refuse_all(
         "The configuration cannot be exported", answer_problems(config.Infer.PostProcess.name, config.DataLoader)
     )
+    folder = Path(config.Global.save_inference_dir)
+    if problem := folder_problem(folder):
+        raise Refused(f"Global.save_inference_dir: {problem}")
     choose_device("cpu")
     network, metadata, loaded = load_trained(config)
     if not config.Infer.transforms:
@@ -76,13 +79,13 @@ def export(config: Config, probe: bool = True) -> Exported:
     files, images = real_images(config, pipeline)
     if list(images.shape[1:]) != config.Global.image_shape:
         raise Refused(
-            f"Global.image_shape is {config.Global.image_shape}, but Infer.transforms make images of "
-            f"{list(images.shape[1:])}: set -o Global.image_shape='{list(images.shape[1:])}' or change the transforms"
+            f"Global.image_shape is {config.Global.image_shape}, but images are prepared as {list(images.shape[1:])} "
+            "(by Infer.transforms, or without them as DataLoader.Eval does): "
+            f"set -o Global.image_shape='{list(images.shape[1:])}' or change the transforms"
         )
     model = _WithProbabilities(network, config.Infer.PostProcess.name == "MultiLabelThreshOutput")
     expected = answers(model, images)
     merged = merge_branches(network)
-    folder = Path(config.Global.save_inference_dir)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / ".new"
     shutil.rmtree(aside, ignore_errors=True)
@@ -121,7 +124,8 @@ def real_images(config: Config, pipeline: Pipeline) -> tuple[list[str], np.ndarr
     """Names and images (N, C, H, W) to compare on: of `Infer.infer_imgs`, or scikit-learn's two photographs."""
     given = config.Infer.infer_imgs
     items = [given] if isinstance(given, str) else given or []
-    files = find_images(items)[:COMPARED_IMAGES] if items else []
+    files = find_images(items) if items else []
+    files = files[:: -(-len(files) // COMPARED_IMAGES)] if files else []  # from all over the folder, of many classes
     if not files:
         import sklearn.datasets
 
@@ -153,12 +157,12 @@ def write_description(folder: Path, description: dict[str, Any]) -> None:
 def describe(config: Config, pipeline: Pipeline, class_names: list[str] | None, folder: Path) -> dict[str, Any]:
     """What `inference.yml` says, before oneDNN was tried."""
     names = [name for name in (*GRAPH_FILES, PARAMETERS_FILE) if (folder / name).is_file()]
-    process = config.Infer.PostProcess
+    process, operators = config.Infer.PostProcess, pipeline.to_config()
     given = {"topk": 5} if process.name == "Topk" else {"threshold": 0.5}
     how = {name: process.arguments.get(name, default) for name, default in given.items()}
     return {
         "Global": {"model_name": config.Arch.name, "image_shape": config.Global.image_shape},
-        "PreProcess": {"transform_ops": pipeline.to_config()},
+        "PreProcess": {"transform_ops": operators, "sha256": digest_of(operators)},
         "PostProcess": {process.name: {**how, "label_list": class_names}},
         "Digests": {name: file_digest(folder / name) for name in names},
         "OneDNN": {"enabled": False, "reason": "not tried", "paddle": paddle.__version__},

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ppcls_ext import distributed
-from ppcls_ext.checkpoint import write_file
+from ppcls_ext.files import write_file
 
 METRICS_FILE, SCALARS_FOLDER = "metrics.jsonl", "vdl"
 

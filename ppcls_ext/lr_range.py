@@ -15,15 +15,15 @@ import numpy as np
 import paddle
 from paddle.utils import unique_name
 
-from ppcls_ext.checkpoint import write_file
 from ppcls_ext.config import Config
 from ppcls_ext.data.loader import Batch, Loader
 from ppcls_ext.device import choose_device, device_lines
 from ppcls_ext.engine import learn_from, set_training, step_seed
 from ppcls_ext.errors import Refused, RunFailed
+from ppcls_ext.files import write_file
 from ppcls_ext.log import RunLog
 from ppcls_ext.report.lr_range import LrRange, draw_lr_range, read_range, smooth
-from ppcls_ext.run import Run, build_run, choose_seed
+from ppcls_ext.run import Run, build_run, choose_seed, folder_of
 
 DIVERGED = 4.0  # a smoothed loss of that many times the lowest ends the test
 LEAST_STEPS = 20
@@ -40,7 +40,7 @@ def find_lr(config: Config, first: float, last: float, steps: int) -> LrRange:
     seed = choose_seed(config, None)
     for line in device_lines(config, device):
         log.info(line)
-    folder = config.output_folder()
+    folder = folder_of(config)
     with ExitStack() as opened, unique_name.guard():
         run = build_run(config, log, folder, seed, None, opened)
         result = read_range(*try_rates(run, [first * (last / first) ** (i / (steps - 1)) for i in range(steps)]))

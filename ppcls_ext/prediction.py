@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ppcls_ext.checkpoint import write_file
 from ppcls_ext.errors import Refused
+from ppcls_ext.files import write_file
 from ppcls_ext.transforms import DecodeError, Pipeline
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")

@@ -19,7 +19,7 @@ import paddle
 
 from ppcls_ext import config as configuration
 from ppcls_ext import distributed
-from ppcls_ext.checkpoint import Checkpoint, write_file
+from ppcls_ext.checkpoint import Checkpoint
 from ppcls_ext.config import Config, FreezeOptions, Split
 from ppcls_ext.criteria import eval_losses, eval_metrics, train_losses, train_metrics
 from ppcls_ext.data.class_map import CLASS_MAP, write_class_map
@@ -28,6 +28,7 @@ from ppcls_ext.data.datasets import ImageDataset
 from ppcls_ext.data.loader import Loader
 from ppcls_ext.device import Precision
 from ppcls_ext.errors import Refused, did_you_mean
+from ppcls_ext.files import folder_problem, write_file
 from ppcls_ext.freezing import NEVER, Freezing
 from ppcls_ext.layers import SyncBatchNorm, convert_sync_batchnorm
 from ppcls_ext.log import RunLog
@@ -86,6 +87,14 @@ class Run:
     position: Position
     last_saved: Path | None = None  # the newest checkpoint to go on from, of this run
     asked_to_stop: int = 0  # the signal's number
+
+
+def folder_of(config: Config) -> Path:
+    """Where a run writes; `Refused` where it could not."""
+    folder = config.output_folder()
+    if problem := folder_problem(folder):
+        raise Refused(f"Global.output_dir: {problem}")
+    return folder
 
 
 def build_run(config: Config, log: RunLog, folder: Path, seed: int, saved: Checkpoint | None, opened: ExitStack) -> Run:

@@ -8,19 +8,64 @@ a sigmoid where an image has several labels.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import reprlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import yaml
+from pydantic import BaseModel, Field, ValidationError
 
-from ppcls_ext.checkpoint import file_digest
-from ppcls_ext.errors import Refused
+from ppcls_ext.errors import Refused, refuse_all
+from ppcls_ext.files import file_digest
 from ppcls_ext.transforms import build_transforms
 
 DESCRIPTION_FILE = "inference.yml"
 PARAMETERS_FILE = "inference.pdiparams"
 GRAPH_FILES = ("inference.json", "inference.pdmodel")
+
+
+_Count = Annotated[int, Field(gt=0, strict=True)]
+
+
+class _Global(BaseModel):
+    image_shape: Annotated[list[_Count], Field(min_length=3, max_length=3)]
+
+
+class _PreProcess(BaseModel):
+    transform_ops: list[dict[str, dict[str, Any] | None]]
+    sha256: str | None = None
+
+
+class _Topk(BaseModel):
+    topk: _Count
+    label_list: list[str] | None
+
+
+class _MultiLabel(BaseModel):
+    threshold: Annotated[float, Field(ge=0, lt=1, strict=True)]
+    label_list: list[str] | None
+
+
+class _PostProcess(BaseModel, extra="forbid"):
+    Topk: _Topk | None = None
+    MultiLabelThreshOutput: _MultiLabel | None = None
+
+
+class _OneDNN(BaseModel):
+    enabled: Annotated[bool, Field(strict=True)]
+
+
+class _Description(BaseModel):
+    """What is looked up in `inference.yml`; more may stand in it."""
+
+    Global: _Global
+    PreProcess: _PreProcess
+    PostProcess: _PostProcess
+    Digests: dict[str, str]
+    OneDNN: _OneDNN | None = None
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -37,6 +82,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     sections = {"Global", "PreProcess", "PostProcess", "Digests"}
     if not isinstance(description, dict) or not sections <= description.keys() or not description["Digests"]:
         raise Refused(f"{path} is damaged: expected the sections {', '.join(sorted(sections))}; export the model again")
+    _refuse_odd_values(path, description)
     for name, digest in description["Digests"].items():
         file = folder / name
         if not file.is_file():
@@ -46,16 +92,42 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
+def _refuse_odd_values(path: Path, description: dict[str, Any]) -> None:
+    """Every value that does not fit, at once: people edit this file."""
+    problems = []
+    try:
+        _Description.model_validate(description)
+    except ValidationError as error:
+        for one in error.errors():
+            place = ".".join(str(part) for part in one["loc"])
+            got = "" if one["type"] == "missing" else f", got {reprlib.repr(one['input'])}"
+            problems.append(f"{place}: {one['msg']}{got}")
+    else:
+        if len(description["PostProcess"]) != 1:
+            problems.append(
+                f"PostProcess: expected Topk or MultiLabelThreshOutput, got {[*description['PostProcess']]}"
+            )
+        digests = description["Digests"].keys()
+        if PARAMETERS_FILE not in digests or not digests & {*GRAPH_FILES} or digests - {*GRAPH_FILES, PARAMETERS_FILE}:
+            problems.append(f"Digests: expected those of a graph and of {PARAMETERS_FILE}, got {[*digests]}")
+    refuse_all(f"{path} cannot be used; mend it, or export the model again", problems)
+
+
+def digest_of(operators: list[dict[str, Any]]) -> str:
+    """SHA-256 of how images are prepared, as `inference.yml` writes it."""
+    return hashlib.sha256(json.dumps(operators, sort_keys=True).encode("utf-8")).hexdigest()
+
+
 def onednn_probed(description: dict[str, Any]) -> bool:
     """Whether the export was found to answer alike with oneDNN, by the version of Paddle that is here."""
     import paddle
 
-    found = description.get("OneDNN", {})
+    found = description.get("OneDNN") or {}
     return found.get("enabled", False) and found.get("paddle") == paddle.__version__
 
 
 class ServedModel:
-    """Paddle Inference on an exported folder, with the transforms of training."""
+    """Paddle Inference on an exported folder, with the transforms of training. `notes` are for the user."""
 
     def __init__(self, folder: Path, device: str = "cpu", threads: int = 1, onednn: bool | None = None) -> None:
         """`device` is cpu or gpu; `threads` are those of the CPU's mathematics.
@@ -88,6 +160,13 @@ class ServedModel:
         self.image_shape = tuple(self.description["Global"]["image_shape"])
         self.pipeline = build_transforms(self.description["PreProcess"]["transform_ops"], self.image_shape[0])
         [post] = self.description["PostProcess"].values()  # Topk, or MultiLabelThreshOutput
+        stored = self.description["PreProcess"].get("sha256")
+        self.notes = []
+        if stored is not None and stored != digest_of(self.description["PreProcess"]["transform_ops"]):
+            self.notes.append(
+                f"{folder / DESCRIPTION_FILE}: PreProcess.transform_ops were changed after the model was compared with "
+                "the trained network; where that is wanted, take PreProcess.sha256 out"
+            )
         self.topk: int | None = post.get("topk")  # None: all
         self.threshold: float = post.get("threshold", 0.0)
         self.class_names: list[str] | None = post["label_list"]
@@ -99,4 +178,10 @@ class ServedModel:
         self._input.reshape(images.shape)
         self._input.copy_from_cpu(np.ascontiguousarray(images, dtype=np.float32))
         self._predictor.run()
-        return self._output.copy_to_cpu()
+        answered = self._output.copy_to_cpu()
+        if self.class_names is not None and len(self.class_names) != answered.shape[1]:
+            raise Refused(
+                f"{DESCRIPTION_FILE}: PostProcess names {len(self.class_names)} classes in its label_list, the model "
+                f"answers with {answered.shape[1]}"
+            )
+        return answered

@@ -188,7 +188,7 @@ def calls() -> Iterator[bytes]:
         ("os", "system"), ("posix", "system"), ("builtins", "eval"), ("builtins", "exec"), ("__builtin__", "eval"),
         ("subprocess", "Popen"), ("builtins", "getattr"), ("builtins", "__import__"), ("operator", "attrgetter"),
         ("numpy", "load"), ("torch", "load"), ("torch.serialization", "load"), ("functools", "partial"),
-        ("numpy.testing._private.utils", "runstring"), ("ppcls_ext.checkpoint", "write_file"), ("", ""),
+        ("numpy.testing._private.utils", "runstring"), ("ppcls_ext.files", "write_file"), ("", ""),
         ("collections", "OrderedDict.fromkeys"), ("torch._utils", "_rebuild_tensor_v2.__globals__"),
     ):  # fmt: skip
         text = encoded(command)

@@ -11,7 +11,7 @@ import pytest
 
 # A module may import what stands in its own row or above it.
 LAYERS = [
-    {"errors", "processor"},
+    {"errors", "files", "processor"},
     {"registry", "distributed", "checkpoint", "pickles", "unpickle", "log", "layers", "ops"},
     {"transforms", "prediction", "served", "probe"},
     {"config"},

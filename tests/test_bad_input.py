@@ -23,7 +23,12 @@ from ppcls_ext import create_model
 from ppcls_ext.checkpoint import save_tensors
 from ppcls_ext.weights import graph_of, state_arrays
 
-DESCRIPTION = "Global: {}\nPreProcess: {}\nPostProcess: {}\nDigests: {inference.pdiparams: 0}\n"
+DESCRIPTION = """
+Global: {image_shape: [3, 32, 32]}
+PreProcess: {transform_ops: []}
+PostProcess: {Topk: {topk: 1, label_list: null}}
+Digests: {inference.pdiparams: '0', inference.json: '0'}
+"""
 PAGE = Path(__file__).resolve().parent.parent / "docs/bad_input.md"
 
 
@@ -163,6 +168,12 @@ def damaged_export(scene: Scene) -> list[object]:
     (scene.root / "model").mkdir()
     (scene.root / "model/inference.yml").write_text(DESCRIPTION)
     (scene.root / "model/inference.pdiparams").write_bytes(b"cut")
+    return ["deploy/predict.py", scene.root / "model", scene.root / "val"]
+
+
+def edited_export(scene: Scene) -> list[object]:
+    (scene.root / "model").mkdir()
+    (scene.root / "model/inference.yml").write_text(DESCRIPTION.replace("topk: 1", "topk: 0"))
     return ["deploy/predict.py", scene.root / "model", scene.root / "val"]
 
 
@@ -487,8 +498,8 @@ ROWS = [
     Row(
         "an output folder that cannot be written",
         lambda s: train(s.config(), f"Global.output_dir={s.config()}"),
-        "Stopped: [Errno 20] Not a directory",
-        3,
+        "config.yaml is a file, so there can be no folder",
+        2,
     ),
     Row(
         "prediction: random operators",
@@ -540,6 +551,7 @@ ROWS = [
         4,
     ),
     Row("exported model: damaged", damaged_export, "inference.pdiparams is damaged", 2),
+    Row("exported model: edited", edited_export, "PostProcess.Topk.topk: Input should be greater than 0, got 0", 2),
 ]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import yaml
 from conftest import write_pictures
 
-from ppcls_ext import config, prediction
+from ppcls_ext import config, files, prediction
 from ppcls_ext.checkpoint import load_set
 from ppcls_ext.errors import Refused
 from ppcls_ext.report.evaluation import Judged, write_report
@@ -259,12 +261,120 @@ def test_an_export_for_another_size_than_its_transforms_make_is_refused(
     options = [weights(trained), f"Global.save_inference_dir={tmp_path}/model", "Global.image_shape=[3, 64, 64]"]
     status, _, errors = run_here("tools/export_model.py", "--no-onednn", "-c", config_of(trained), "-o", *options)
     assert status == 2
-    assert "Global.image_shape is [3, 64, 64], but Infer.transforms make images of [3, 32, 32]" in errors
+    assert "Global.image_shape is [3, 64, 64], but images are prepared as [3, 32, 32] (by Infer.transforms" in errors
 
 
 def test_a_served_folder_without_its_description_is_refused(run_here: Run, tmp_path: Path) -> None:
     status, _, errors = run_here("deploy/predict.py", tmp_path, tmp_path)
     assert status == 2 and "is not an exported model: inference.yml is missing" in errors
+
+
+def edited(exported: Path, folder: Path, change: Callable[[dict], object]) -> Path:
+    """A copy of an exported folder with another `inference.yml`."""
+    shutil.copytree(exported, folder)
+    description = yaml.safe_load((folder / "inference.yml").read_text(encoding="utf-8"))
+    change(description)
+    (folder / "inference.yml").write_text(yaml.safe_dump(description), encoding="utf-8")
+    return folder
+
+
+def test_a_description_that_was_edited_is_checked_value_by_value(
+    exported: Path, run_here: Run, tmp_path: Path, pictures: Path
+) -> None:
+    def spoil(description: dict) -> None:
+        description["Global"] = {"image_shape": [3, 32]}
+        description["PreProcess"]["transform_ops"] = "all of them"
+        description["PostProcess"]["Topk"] |= {"topk": "3", "label_list": "abc"}
+        description["OneDNN"] = 1
+
+    status, _, errors = run_here("deploy/predict.py", edited(exported, tmp_path / "m", spoil), pictures)
+    assert (
+        status == 2 and f"{tmp_path}/m/inference.yml cannot be used; mend it, or export the model again (5 " in errors
+    )
+    for said in (
+        "Global.image_shape: List should have at least 3 items",
+        "PreProcess.transform_ops: Input should be a valid list, got 'all of them'",
+        "PostProcess.Topk.topk: Input should be a valid integer, got '3'",
+        "PostProcess.Topk.label_list: Input should be a valid list, got 'abc'",
+        "OneDNN: Input should be a valid dictionary",
+    ):
+        assert said in errors
+    changes = [
+        (lambda d: d["PostProcess"].clear(), "PostProcess: expected Topk or MultiLabelThreshOutput"),
+        (lambda d: d["PostProcess"].update(Top1={}), "PostProcess.Top1: Extra inputs are not permitted"),
+        (lambda d: d["Digests"].pop("inference.pdiparams"), "Digests: expected those of a graph and of inference.pdi"),
+        (lambda d: d["Digests"].update({"../x": "0"}), "Digests: expected those of a graph and of inference.pdiparams"),
+    ]
+    for number, (change, said) in enumerate(changes):
+        with pytest.raises(Refused, match=re.escape(said)):
+            read_description(edited(exported, tmp_path / str(number), change))
+
+
+def test_a_class_map_of_another_length_than_the_models_answers_is_refused(
+    exported: Path, run_here: Run, tmp_path: Path, pictures: Path
+) -> None:
+    folder = edited(exported, tmp_path / "m", lambda d: d["PostProcess"]["Topk"]["label_list"].pop(0))
+    status, output, errors = run_here("deploy/predict.py", folder, pictures / "val")
+    assert (status, output) == (2, "")
+    assert "PostProcess names 2 classes in its label_list, the model answers with 3" in errors
+
+
+def test_preprocessing_that_was_changed_after_the_comparison_is_told(
+    exported: Path, run_here: Run, tmp_path: Path, pictures: Path
+) -> None:
+    def change(description: dict) -> None:
+        [flat] = [op["NormalizeImage"] for op in description["PreProcess"]["transform_ops"] if "NormalizeImage" in op]
+        flat["mean"] = [0.1, 0.1, 0.1]
+
+    folder = edited(exported, tmp_path / "m", change)
+    status, _, errors = run_here("deploy/predict.py", folder, pictures / "val")
+    assert status == 0 and "PreProcess.transform_ops were changed after the model was compared with the" in errors
+    for quiet in (
+        exported,
+        edited(folder, tmp_path / "wanted", lambda d: d["PreProcess"].pop("sha256")),
+        edited(exported, tmp_path / "same", lambda d: None),
+    ):
+        assert run_here("deploy/predict.py", quiet, pictures / "val")[2] == ""
+
+
+@pytest.mark.parametrize(
+    "command, said",
+    [
+        (
+            ["tools/train.py", "Global.output_dir={file}"],
+            "Global.output_dir: {file} is a file, so there can be no folder",
+        ),
+        (["tools/find_lr.py", "Global.output_dir={file}"], "Global.output_dir: {file} is a file, so there can be no "),
+        (
+            ["tools/export_model.py", "Global.save_inference_dir={file}", "{weights}"],
+            "Global.save_inference_dir: {file} is a file; name a folder",
+        ),
+        (["tools/eval.py", "{weights}", "--report", "{file}"], "--report: {file} is a file; name a folder"),
+        (["tools/eval.py", "{weights}", "--json", "{folder}"], "--json: {folder} is a folder; name a file"),
+        (["tools/infer.py", "{weights}", "--save", "{folder}.csv"], "--save: {folder}.csv is a folder; name a file"),
+        (["tools/preview.py", "Global.seed=0", "--out", "{file}/x.png"], "--out: {file} is a file; name a folder"),
+        (["tools/average.py", "Global.seed=0", "--out", "{file}/x"], "--out: {file} is a file; name a folder"),
+    ],
+    ids=lambda value: value[0].split("/")[1] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_written_is_found_before_the_work_begins(
+    trained: Path, run_here: Run, tmp_path: Path, command: list[str], said: str
+) -> None:
+    places = {"file": f"{tmp_path}/file", "folder": f"{tmp_path}/folder", "weights": weights(trained)}
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.csv").mkdir()
+    tool, *options = [part.format(**places) for part in command]
+    status, output, errors = run_here(tool, "-c", config_of(trained), "-o", *options)
+    assert status == 2 and said.format(**places) in errors and "Avg" not in output
+    assert (tmp_path / "file").read_text() == "kept" and not any((tmp_path / "folder").iterdir())
+
+
+def test_a_folder_without_permission_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.os, "access", lambda path, mode: False)
+    assert files.folder_problem(tmp_path / "new") == (
+        f"{tmp_path} cannot be written to; name another folder, or change its permissions"
+    )
 
 
 def test_an_answer_orders_equal_scores_by_index_and_never_asks_for_more_classes_than_there_are() -> None:

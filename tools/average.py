@@ -6,8 +6,6 @@ tools/eval.py, infer and export.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import checkout  # noqa: F401 - before all that may be missing
 
 from ppcls_ext import cli
@@ -17,7 +15,7 @@ def main() -> None:
     parser = cli.parser(__doc__.splitlines()[0])
     parser.add_argument("checkpoints", nargs="*", metavar="PREFIX", help="weights to average, without suffix")
     parser.add_argument("--last", type=cli.positive, default=5, help="or the newest epoch_N of the run (default: 5)")
-    parser.add_argument("--out", type=Path, required=True, metavar="PREFIX", help="where to write the mean")
+    parser.add_argument("--out", type=cli.output_file, required=True, metavar="PREFIX", help="where to write the mean")
     parser.add_argument("--batches", type=cli.positive, help="batches for the statistics (default: the whole split)")
     arguments = parser.parse_args()
     arguments.override.append(cli.TRAINING_SPLIT_ALONE)

@@ -17,7 +17,7 @@ from ppcls_ext.errors import Refused
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", help="weights of PyTorch, timm, torchvision, PaddleClas, or our own")
-    parser.add_argument("out", help="file to write: .pdparams or .safetensors")
+    parser.add_argument("out", type=cli.output_file, help="file to write: .pdparams or .safetensors")
     parser.add_argument("--arch", metavar="NAME", help="the network; python -m ppcls_ext.models list shows them")
     parser.add_argument(
         "-o",

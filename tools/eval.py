@@ -7,7 +7,6 @@ writes report.html, with every class, what is taken for what, and the surest mis
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import checkout  # noqa: F401 - before all that may be missing
 
@@ -16,13 +15,16 @@ from ppcls_ext import cli, distributed
 
 def main() -> int:
     parser = cli.parser(__doc__.splitlines()[0])
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file as well")
+    parser.add_argument("--json", metavar="FILE", type=cli.output_file, help="write the result to this file as well")
     parser.add_argument(
-        "--report", metavar="FOLDER", type=Path, help="write a page there: every class, the confusions, the mistakes"
+        "--report",
+        metavar="FOLDER",
+        type=cli.output_folder,
+        help="write a page there: every class, the confusions, the mistakes",
     )
     arguments = parser.parse_args()
     config = cli.load_config(arguments, needs=["Eval"])
-    from ppcls_ext.checkpoint import write_file
+    from ppcls_ext.files import write_file
     from ppcls_ext.trained import evaluate_trained
 
     result = evaluate_trained(config, arguments.report)

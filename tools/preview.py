@@ -14,7 +14,8 @@ from ppcls_ext import cli
 
 def main() -> None:
     parser = cli.parser(__doc__.splitlines()[0])
-    parser.add_argument("--out", metavar="FILE", type=Path, default=Path("preview.png"), help="the PNG to write")
+    out = Path("preview.png")
+    parser.add_argument("--out", metavar="FILE", type=cli.output_file, default=out, help="the PNG to write")
     parser.add_argument("--images", metavar="N", type=cli.positive, default=16, help="how many of the batch (16)")
     parser.add_argument("--epoch", metavar="N", type=cli.positive, default=1, help="of which epoch (1)")
     parser.add_argument("--batch", metavar="N", type=int, default=0, help="which batch of it, from 0")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ppcls_ext.checkpoint import write_file
 from ppcls_ext.errors import Problems, Refused
+from ppcls_ext.files import write_file
 
 CLASS_MAP = "class_map.txt"
 

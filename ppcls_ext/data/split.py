@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from ppcls_ext.checkpoint import write_file
 from ppcls_ext.data.class_map import CLASS_MAP, check_class_names, write_class_map
 from ppcls_ext.data.copies import identical_files
 from ppcls_ext.data.folders import refuse_empty_classes, refuse_one_class, scan_class_folders
 from ppcls_ext.errors import Problems, Refused
+from ppcls_ext.files import write_file
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from ppcls_ext.log import METRICS_FILE, read_metrics
+from ppcls_ext.report.figures import write_png
 
 CURVES_FILE = "curves.png"
 _STYLES = {
@@ -44,8 +45,7 @@ def draw_curves(folder: Path) -> Path | None:
             axis.legend()
     axes[1].set_title("\n".join([metric, *_best_lines(records, metric, axes[1])]), fontsize="medium")
     figure.suptitle(folder.name)
-    figure.savefig(folder / CURVES_FILE, dpi=110)
-    pyplot.close(figure)
+    write_png(figure, folder / CURVES_FILE)
     return folder / CURVES_FILE
 
 

@@ -18,7 +18,8 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from ppcls_ext.checkpoint import write_file
+from ppcls_ext.files import write_file
+from ppcls_ext.report.figures import png
 
 REPORT_FILE, ANSWERS_FILE = "report.html", "answers.csv"
 MOST_CLASSES = 60  # whose confusions fit into one picture
@@ -132,10 +133,7 @@ def _drawn(matrix: np.ndarray, names: Sequence[str]) -> str:
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set_xlabel("answer")
     axis.set_ylabel("class")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100)
-    pyplot.close(figure)
-    return base64.b64encode(picture.getvalue()).decode("ascii")
+    return base64.b64encode(png(figure, dpi=100)).decode("ascii")
 
 
 def _mistakes(judged: Judged) -> np.ndarray:

@@ -10,6 +10,8 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot
 
+from ppcls_ext.report.figures import write_png
+
 
 def draw_pairs(
     path: Path, pairs: list[tuple[np.ndarray, np.ndarray]], captions: list[str], title: str, columns: int = 8
@@ -32,6 +34,4 @@ def draw_pairs(
             0.5, -0.03, caption.replace(", ", "\n"), ha="center", va="top", fontsize=7, transform=under.transAxes
         )
     figure.suptitle(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    write_png(figure, path)

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from ppcls_ext.errors import RunFailed
+from ppcls_ext.report.figures import write_png
 
 LR_RANGE_FILE = "find_lr.png"
 SMOOTHING = 0.9  # of the loss from step to step
@@ -81,6 +82,5 @@ def draw_lr_range(result: LrRange, folder: Path) -> Path:
     axis.set_title(f"{folder.name}: learning-rate range test")
     axis.grid(alpha=0.3)
     axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    figure.savefig(folder / LR_RANGE_FILE, dpi=110)
-    pyplot.close(figure)
+    write_png(figure, folder / LR_RANGE_FILE)
     return folder / LR_RANGE_FILE

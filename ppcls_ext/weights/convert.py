@@ -10,8 +10,9 @@ from typing import Any
 from paddle import nn
 from safetensors.numpy import save
 
-from ppcls_ext.checkpoint import save_tensors, write_file
+from ppcls_ext.checkpoint import save_tensors
 from ppcls_ext.errors import Refused
+from ppcls_ext.files import write_file
 from ppcls_ext.models import create_model
 from ppcls_ext.weights.files import OURS, PADDLE, SAFETENSORS, find_weights, read_metadata
 from ppcls_ext.weights.graphs import graph_of

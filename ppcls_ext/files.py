@@ -1,0 +1,61 @@
+"""Files are written aside, synced and renamed; where one cannot be written is found before the work for it begins."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_aside(path: Path, write: Callable[[BinaryIO], None]) -> Path:
+    """Write and sync `<path>.new`; the caller renames it."""
+    aside = path.with_name(path.name + ".new")
+    with open(aside, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    return aside
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content` in one step: a reader sees the old file or the new one, never a part."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    os.replace(write_aside(path, lambda file: file.write(data)), path)
+    sync_folder(path.parent)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a whole file."""
+    sha256 = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            sha256.update(chunk)
+    return sha256.hexdigest()
+
+
+def folder_problem(folder: Path) -> str | None:
+    """Why no file can be written in `folder`, which need not be there yet; None if it seems possible."""
+    if folder.exists() and not folder.is_dir():
+        return f"{folder} is a file; name a folder"
+    nearest = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        return f"{nearest} is a file, so there can be no folder {folder}"
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return f"{nearest} cannot be written to; name another folder, or change its permissions"
+    return None
+
+
+def file_problem(path: Path) -> str | None:
+    """Why `path` cannot be written; None if it seems possible. Its folder need not be there yet."""
+    return f"{path} is a folder; name a file" if path.is_dir() else folder_problem(path.parent)
