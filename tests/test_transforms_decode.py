@@ -209,6 +209,7 @@ def png_that_claims(width: int, height: int) -> bytes:
     ("encoded", "words"),
     [
         (b"", "the file is empty (0 bytes)"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, which is not read here; convert it to JPEG"),
         (b"<html>not found</html>", "not an image of a known format, or cut short: 22 bytes, b'<html>not found<'"),
         (b"\xff\xd8\xff", "3 bytes"),
         (png_that_claims(30_000, 30_000), "900000000 pixels"),
