@@ -182,9 +182,14 @@ def compare(served: ServedModel, images: np.ndarray, expected: np.ndarray, files
     largest = 0.0
     for count in (len(images), 1):
         got = served.probabilities(images[:count])
+        if got.shape != expected[:count].shape:
+            raise RunFailed(
+                f"the static model answers about {count} images with {got.shape}, the trained one with "
+                f"{expected[:count].shape}; nothing was exported"
+            )
         difference = np.abs(got - expected[:count])
         wrong = ~(difference <= allowed(expected[:count]))  # not a number is wrong too
-        if got.shape != expected[:count].shape or wrong.any():
+        if wrong.any():
             worst = int(wrong.any(axis=-1).argmax())
             raise RunFailed(
                 f"the static model differs from the trained one by up to {difference.max():.3g} "

@@ -53,6 +53,8 @@ def probe_onednn(folder: Path, images: np.ndarray, expected: np.ndarray, allowed
         given.unlink()
         answered.unlink(missing_ok=True)
     order = _order(len(images))
+    if answers.shape != expected[order].shape:  # of some graphs it answers about the first image of a batch alone
+        return _off(f"answers with it are {len(answers)} to {len(order)} images", paddle.__version__)
     difference = np.abs(answers - expected[order])
     if not (difference <= allowed[order]).all():
         return _off(f"answers with it differ by up to {difference.max():.3g}", paddle.__version__)

@@ -138,12 +138,17 @@ def test_onednn_is_tried_in_a_process_of_its_own_and_used_where_it_answers_alike
         (1, None, "serving with it ended with status 1"),
         (0, 0.25, "answers with it differ by up to 0.25"),
         (0, np.nan, "answers with it differ by up to nan"),
+        (0, np.zeros((2, 3)), "answers with it are 2 to 5 images"),
         (0, 0.0, "with it an image takes 5.0 ms, without it 4.0 ms"),
         (None, None, "serving with it did not end within 600 s"),
     ],
 )
 def test_a_probe_that_fails_says_why_and_leaves_onednn_off(
-    status: int | None, answered: float | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    status: int | None,
+    answered: float | np.ndarray | None,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expected = np.zeros((2, 3), np.float32)
 
@@ -151,7 +156,8 @@ def test_a_probe_that_fails_says_why_and_leaves_onednn_off(
         if status is None:
             raise subprocess.TimeoutExpired(command, 600)
         if answered is not None:
-            np.save(command[-1], np.full((5, 3), answered, np.float32))
+            whole = answered if isinstance(answered, np.ndarray) else np.full((5, 3), answered)
+            np.save(command[-1], whole.astype(np.float32))
         return subprocess.CompletedProcess(command, status, stdout="a warning\n4.0 5.0\n")
 
     monkeypatch.setattr(subprocess, "run", run)
