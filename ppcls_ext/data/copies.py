@@ -40,16 +40,16 @@ def trained_on(training: ImageDataset, evaluation: ImageDataset) -> list[tuple[s
 
     Exact copies count, whatever their names; in splits of more than 100,000 images together, the same path alone.
     """
-    ours, theirs = ([dataset.path(index) for index in range(len(dataset))] for dataset in (evaluation, training))
-    if len(ours) + len(theirs) > _COMPARED:
-        there = set(ours).intersection(theirs)
-        return [(path, path) for path in ours if path in there]
+    ours, theirs = (map(dataset.path, range(len(dataset))) for dataset in (evaluation, training))
+    if len(evaluation) + len(training) > _COMPARED:
+        there = set(ours).intersection(theirs)  # one of the million at a time
+        return [(path, path) for path in map(evaluation.path, range(len(evaluation))) if path in there]
     sizes = [{path: _size(path) for path in paths} for paths in (ours, theirs)]
     shared = set(sizes[0].values()).intersection(sizes[1].values()) - {None}
-    ours, theirs = ([path for path in paths if size[path] in shared] for paths, size in zip((ours, theirs), sizes))
-    units = identical_files([*ours, *theirs]).tolist()
-    first = dict(zip(reversed(units[len(ours) :]), reversed(theirs)))
-    return [(path, first[unit]) for path, unit in zip(ours, units) if unit in first]
+    mine, known = ([path for path, size in side.items() if size in shared] for side in sizes)
+    units = identical_files([*mine, *known]).tolist()
+    first = dict(zip(reversed(units[len(mine) :]), reversed(known)))
+    return [(path, first[unit]) for path, unit in zip(mine, units) if unit in first]
 
 
 def _size(path: str) -> int | None:
