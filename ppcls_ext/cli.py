@@ -117,6 +117,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """
     for noise in ("No ccache found", "When training, we now always track global mean and variance"):
         warnings.filterwarnings("ignore", message=noise)  # Paddle says the second at every batch norm
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     message = ""
     try:
         status = main() or 0

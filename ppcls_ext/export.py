@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def export(config: Config, probe: bool = True) -> Exported:
     tell_of_other_preparation(config, RunLog())
     pipeline = build_transforms(config.Infer.transforms, config.Arch.in_channels)
     refuse_all("The configuration cannot be exported", infer_problems(pipeline))
+    class_names = class_names_of(config, metadata, network.num_classes)
     files, images = real_images(config, pipeline)
     if list(images.shape[1:]) != config.Global.image_shape:
         raise Refused(
@@ -87,12 +89,9 @@ def export(config: Config, probe: bool = True) -> Exported:
     expected = answers(model, images)
     merged = merge_branches(network)
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / ".new"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    aside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))  # two exports at once do not meet
     try:
         write_graph(model, config.Global.image_shape, aside)
-        class_names = class_names_of(config, metadata, network.num_classes)
         description = describe(config, pipeline, class_names, aside)
         write_description(aside, description)
         difference = compare(ServedModel(aside, onednn=False), images, expected, files)
@@ -102,7 +101,7 @@ def export(config: Config, probe: bool = True) -> Exported:
         take_places(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return Exported(folder, loaded, merged, files, difference, description["OneDNN"])
+    return Exported(folder, loaded, merged, list(dict.fromkeys(files)), difference, description["OneDNN"])
 
 
 def answers(model: paddle.nn.Layer, images: np.ndarray) -> np.ndarray:
@@ -140,6 +139,8 @@ def real_images(config: Config, pipeline: Pipeline) -> tuple[list[str], np.ndarr
             ) from error
         except DecodeError as error:
             raise Refused(f"{file}: cannot be decoded: {error}; the export is compared on these images") from error
+    if len(images) == 1:  # the comparison is of a batch, too
+        files, images = files * 2, images * 2
     return [str(file) for file in files], np.stack(images)
 
 

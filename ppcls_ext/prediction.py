@@ -26,6 +26,8 @@ def find_images(given: str | list[str]) -> list[Path]:
     """The image files that files, folders (searched through) and `.txt` lists (a path per line) name, in that order."""
     found: list[Path] = []
     for item in [given] if isinstance(given, str) else given:
+        if not item:
+            raise Refused("an image's path is empty; name files, folders or .txt lists")
         path = Path(item)
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
@@ -34,7 +36,7 @@ def find_images(given: str | list[str]) -> list[Path]:
             found += inside
         elif path.suffix.lower() == ".txt" and path.is_file():
             try:
-                lines = path.read_text(encoding="utf-8").splitlines()
+                lines = path.read_text(encoding="utf-8-sig").splitlines()
             except UnicodeDecodeError as error:
                 raise Refused(f"{path}: not UTF-8; a list of images is a path per line, as UTF-8 text") from error
             found += [path.parent / line.strip() for line in lines if line.strip()]
@@ -99,7 +101,7 @@ def predict_files(
             except DecodeError as error:
                 failed[str(path)] = f"cannot be decoded: {error}"
         rows = probabilities_of(np.stack(images)) if images else np.zeros((0, 0), np.float32)
-        yield [answer(row, name, topk, class_names, threshold) for row, name in zip(rows, names)], failed
+        yield [answer(row, name, topk, class_names, threshold) for row, name in zip(rows, names, strict=True)], failed
 
 
 def print_answers(batches: Iterable[tuple[list[dict[str, Any]], dict[str, str]]], save: Path | None = None) -> int:
@@ -118,7 +120,8 @@ def print_answers(batches: Iterable[tuple[list[dict[str, Any]], dict[str, str]]]
             lines += [*answers, *({"file_name": file, "error": reason} for file, reason in failed.items())]
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
-        write_file(save, answers_text(lines, save.suffix))
+        # of a name that is not UTF-8 the odd bytes are written as JSON and Python do, \udcff
+        write_file(save, answers_text(lines, save.suffix).encode("utf-8", "backslashreplace"))
     return failures
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from ppcls_ext.errors import Refused, refuse_all
+from ppcls_ext import processor
+from ppcls_ext.errors import Refused, RunFailed, refuse_all
 from ppcls_ext.files import file_digest
 from ppcls_ext.transforms import build_transforms
 
@@ -135,10 +136,11 @@ class ServedModel:
         With oneDNN on a CPU if it was found to answer alike when the model was exported, by the version of Paddle that
         is here; `onednn` True or False decides otherwise.
         """
+        processor.prepare_mkl()  # as the tools do that train and export; it counts before Paddle's first import
         import paddle
         from paddle import inference
 
-        self.description = read_description(folder)
+        self.folder, self.description = folder, read_description(folder)
         graph = next(folder / name for name in GRAPH_FILES if name in self.description["Digests"])
         options = inference.Config(str(graph), str(folder / PARAMETERS_FILE))
         options.disable_glog_info()
@@ -179,6 +181,8 @@ class ServedModel:
         self._input.copy_from_cpu(np.ascontiguousarray(images, dtype=np.float32))
         self._predictor.run()
         answered = self._output.copy_to_cpu()
+        if len(answered) != len(images):  # seen with oneDNN: the first of a batch alone
+            raise RunFailed(f"{self.folder}: {len(answered)} answers to {len(images)} images; export the model again")
         if self.class_names is not None and len(self.class_names) != answered.shape[1]:
             raise Refused(
                 f"{DESCRIPTION_FILE}: PostProcess names {len(self.class_names)} classes in its label_list, the model "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import write_pictures
+from conftest import run_tool, write_pictures
 
-from ppcls_ext import config, files, prediction
+from ppcls_ext import config, export, files, prediction
 from ppcls_ext.checkpoint import load_set
-from ppcls_ext.errors import Refused
+from ppcls_ext.errors import Refused, RunFailed
 from ppcls_ext.report.evaluation import Judged, write_report
 from ppcls_ext.served import ServedModel, read_description
 from ppcls_ext.trained import class_names_of
+from ppcls_ext.transforms import build_transforms
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -335,6 +337,46 @@ def test_preprocessing_that_was_changed_after_the_comparison_is_told(
         edited(exported, tmp_path / "same", lambda d: None),
     ):
         assert run_here("deploy/predict.py", quiet, pictures / "val")[2] == ""
+
+
+def test_a_model_that_answers_about_fewer_images_than_it_was_given_is_stopped(exported: Path) -> None:
+    class FirstAlone:
+        def copy_to_cpu(self) -> np.ndarray:
+            return np.full((1, 3), 1 / 3, np.float32)
+
+    served = ServedModel(exported)
+    images = np.zeros((2, *served.image_shape), np.float32)
+    assert served.probabilities(images).shape == (2, 3)
+    served._output = FirstAlone()
+    with pytest.raises(RunFailed, match=f"{exported}: 1 answers to 2 images; export the model again"):
+        served.probabilities(images)
+
+
+def test_an_export_is_compared_on_a_batch_even_of_one_image(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    one = f"Infer.infer_imgs={pictures}/val/class_0/0.png"
+    loaded = config.load(config_of(trained), [weights(trained), one, f"Global.save_inference_dir={tmp_path}/m"])
+    pipeline = build_transforms(loaded.Infer.transforms)
+    names, images = export.real_images(loaded, pipeline)
+    assert len(names) == len(images) == 2
+    assert export.export(loaded, probe=False).compared == names[:1]
+
+
+def test_a_name_that_is_not_text_is_printed_and_saved(exported: Path, tmp_path: Path, pictures: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"odd\xff.png")
+    shutil.copy(pictures / "val/class_0/0.png", odd)
+    for suffix in ("csv", "jsonl"):
+        done = run_tool("deploy/predict.py", exported, odd, "--save", tmp_path / f"saved.{suffix}")
+        assert done.returncode == 0, done.stderr
+        assert r"odd\udcff.png" in (tmp_path / f"saved.{suffix}").read_text("utf-8")
+    told = json.loads((tmp_path / "saved.jsonl").read_text("utf-8"))
+    assert told["file_name"] == str(odd)
+
+
+def test_a_list_of_images_may_begin_with_a_mark_and_no_path_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.png\nb.png\n", encoding="utf-8-sig")
+    assert prediction.find_images(str(tmp_path / "list.txt")) == [tmp_path / "a.png", tmp_path / "b.png"]
+    with pytest.raises(Refused, match="an image's path is empty"):
+        prediction.find_images([""])
 
 
 @pytest.mark.parametrize(
