@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import runpy
@@ -166,6 +167,21 @@ def run_here(
         return int(ended.value.code or 0), output, errors
 
     return run
+
+
+def weights(trained: Path) -> str:
+    """The override that names a run's best weights."""
+    return f"Global.pretrained_model={trained}/best_model"
+
+
+def config_of(trained: Path) -> Path:
+    """The configuration that `trained` was trained with."""
+    return trained.parent / "config.yaml"
+
+
+def answers_in(output: str) -> list[dict]:
+    """Every answer that a prediction printed."""
+    return [answer for line in output.splitlines() if line.startswith("[{") for answer in ast.literal_eval(line)]
 
 
 @pytest.fixture
