@@ -124,7 +124,7 @@ def real_images(config: Config, pipeline: Pipeline) -> tuple[list[str], np.ndarr
     given = config.Infer.infer_imgs
     items = [given] if isinstance(given, str) else given or []
     files = find_images(items) if items else []
-    files = files[:: -(-len(files) // COMPARED_IMAGES)] if files else []  # from all over the folder, of many classes
+    files = files[:: max(1, -(-len(files) // COMPARED_IMAGES))]  # from all over the folder, of many classes
     if not files:
         import sklearn.datasets
 

@@ -28,9 +28,12 @@ def write_aside(path: Path, write: Callable[[BinaryIO], None]) -> Path:
     return aside
 
 
-def write_file(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content` in one step: a reader sees the old file or the new one, never a part."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
+def write_file(path: Path, content: str | bytes, errors: str = "strict") -> None:
+    """Replace `path` by `content` in one step: a reader sees the old file or the new one, never a part.
+
+    Names of files in a text may have bytes that are not UTF-8: `errors="backslashreplace"` writes them as JSON does.
+    """
+    data = content.encode("utf-8", errors) if isinstance(content, str) else content
     os.replace(write_aside(path, lambda file: file.write(data)), path)
     sync_folder(path.parent)
 

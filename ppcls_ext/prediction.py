@@ -120,8 +120,7 @@ def print_answers(batches: Iterable[tuple[list[dict[str, Any]], dict[str, str]]]
             lines += [*answers, *({"file_name": file, "error": reason} for file, reason in failed.items())]
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
-        # of a name that is not UTF-8 the odd bytes are written as JSON and Python do, \udcff
-        write_file(save, answers_text(lines, save.suffix).encode("utf-8", "backslashreplace"))
+        write_file(save, answers_text(lines, save.suffix), errors="backslashreplace")
     return failures
 
 

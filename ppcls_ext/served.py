@@ -51,8 +51,8 @@ class _MultiLabel(BaseModel):
 
 
 class _PostProcess(BaseModel, extra="forbid"):
-    Topk: _Topk | None = None
-    MultiLabelThreshOutput: _MultiLabel | None = None
+    Topk: _Topk = Field(default=None)  # one of the two is there, and is no null
+    MultiLabelThreshOutput: _MultiLabel = Field(default=None)
 
 
 class _OneDNN(BaseModel):

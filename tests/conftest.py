@@ -151,10 +151,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     return root / "MicroNet_M0"
 
 
+Run = Callable[..., tuple[int, str, str]]  # what `run_here` is
+
+
 @pytest.fixture
-def run_here(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str, str]]:
+def run_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """run_here("tools/eval.py", ...) -> (exit status, stdout, stderr), in this process, which has Paddle already."""
 
     def run(script: str, *arguments: object) -> tuple[int, str, str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
+from conftest import Run
 from test_engine import weights
 
 from ppcls_ext import config
@@ -15,8 +15,6 @@ from ppcls_ext.averaging import measure_batch_norms
 from ppcls_ext.checkpoint import read_tensors
 from ppcls_ext.trained import evaluate_trained
 from ppcls_ext.weights import read_metadata
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 def test_batch_norms_take_the_mean_over_the_images() -> None:

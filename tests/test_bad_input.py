@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import TRAIN_OPS, small_config, write_pictures
+from conftest import TRAIN_OPS, Run, small_config, write_pictures
 from torch_writer import Call, Name, Storages, zip_file
 
 from ppcls_ext import create_model
@@ -556,9 +556,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.what for row in ROWS])
-def test_a_bad_input_gets_its_message_and_status(
-    row: Row, tmp_path: Path, trained: Path, run_here: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_a_bad_input_gets_its_message_and_status(row: Row, tmp_path: Path, trained: Path, run_here: Run) -> None:
     write_pictures(tmp_path / "train", images=6)
     write_pictures(tmp_path / "val", images=3)
     status, _, errors = run_here(*row.command(Scene(tmp_path, trained)))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Run
 from torch_writer import Storages, stream_file, tensor
 
 from ppcls_ext import create_model
 from ppcls_ext.checkpoint import save_tensors
 from ppcls_ext.weights import fit_weights, graph_of, read_metadata
 
-RunHere = Callable[..., tuple[int, str, str]]
 TOOL = "tools/convert_weights.py"
 
 
@@ -35,7 +34,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 
 @pytest.mark.parametrize("suffix", ["pdparams", "safetensors"])
 def test_a_checkpoint_of_pytorch_becomes_a_file_of_ours(
-    suffix: str, reference: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, run_here: RunHere
+    suffix: str, reference: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, run_here: Run
 ) -> None:
     source, arrays = reference
     out = tmp_path / f"m0.{suffix}"
@@ -55,7 +54,7 @@ def test_a_checkpoint_of_pytorch_becomes_a_file_of_ours(
     assert read_metadata(again)["arch"] == "MicroNet_M0"
 
 
-def test_a_choice_that_no_tensor_shows_is_kept(tmp_path: Path, run_here: RunHere) -> None:
+def test_a_choice_that_no_tensor_shows_is_kept(tmp_path: Path, run_here: Run) -> None:
     arguments = {"widths": [4, 8, 8], "depths": [1], "kernels": [3], "strides": [1], "expansions": [1]}
     network = create_model("EfficientNet", num_classes=3, padding="symmetric", **arguments)
     save_tensors(tmp_path / "x.pdparams", {name: v.numpy() for name, v in network.state_dict().items()}, {})
@@ -70,7 +69,7 @@ def test_a_choice_that_no_tensor_shows_is_kept(tmp_path: Path, run_here: RunHere
 
 
 def test_what_cannot_be_converted_is_refused_and_nothing_is_written(
-    reference: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, run_here: RunHere
+    reference: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, run_here: Run
 ) -> None:
     source, _ = reference
     out = tmp_path / "m0.pdparams"

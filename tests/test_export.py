@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
 import pytest
+from conftest import Run
 from networks import SMALL, lively
 from paddle import nn
 
@@ -59,9 +59,7 @@ def test_every_family_is_exported_and_served_with_the_answers_of_the_trained_net
     assert done.merged == (len(network.reparameterize().state_dict()) if name == "RepLKNet" else None)
 
 
-def test_a_network_with_branches_is_exported_merged_and_the_log_says_so(
-    tmp_path: Path, run_here: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_a_network_with_branches_is_exported_merged_and_the_log_says_so(tmp_path: Path, run_here: Run) -> None:
     network = lively(create_model("RepLKNet", num_classes=7, **SMALL["RepLKNet"]))
     network.eval()
     export_network(network, "RepLKNet", SMALL["RepLKNet"], 64, tmp_path)

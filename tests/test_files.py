@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import config_of, weights
+from conftest import Run, config_of, weights
 
 from ppcls_ext import files
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize(

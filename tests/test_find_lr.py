@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Run
 
 from ppcls_ext.errors import RunFailed
 from ppcls_ext.report.lr_range import read_range
 
 Write = Callable[..., Path]
-Run = Callable[..., tuple[int, str, str]]
 
 
 def test_the_steepest_descent_and_the_lowest_loss_are_found_in_noise() -> None:

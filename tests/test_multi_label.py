@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from conftest import run_tool, small_config
+from conftest import Run, run_tool, small_config
 from networks import lively
 
 from ppcls_ext import config, create_model, engine
@@ -129,7 +129,7 @@ def test_metrics_and_losses_of_one_label_are_refused_for_several(several: Callab
 
 
 def test_prediction_answers_with_every_label_above_the_threshold(
-    several: Callable[..., Path], run_here: Callable[..., tuple[int, str, str]], pictures: Path, tmp_path: Path
+    several: Callable[..., Path], run_here: Run, pictures: Path, tmp_path: Path
 ) -> None:
     path = several()
     loaded = config.load(path, ["Global.epochs=1"], ["Train"])

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import REPOSITORY, paths_and_sizes
+from conftest import REPOSITORY, Run, paths_and_sizes
 
 from ppcls_ext import config
 from ppcls_ext.backbones import published_names
@@ -37,7 +36,7 @@ def files() -> list[Any]:
 
 @pytest.mark.parametrize("path", files())
 def test_a_file_of_paddleclas_trains_unchanged(
-    path: Path | None, request: pytest.FixtureRequest, photographs: Path, run_here: Callable[..., tuple[int, str, str]]
+    path: Path | None, request: pytest.FixtureRequest, photographs: Path, run_here: Run
 ) -> None:
     if path is None:
         request.getfixturevalue("shared")

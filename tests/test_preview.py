@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DECODE, NORMALIZE
+from conftest import DECODE, NORMALIZE, Run
 from PIL import Image
 
 from ppcls_ext import preview as module
 from ppcls_ext.preview import as_pixels, without_augmentation
 from ppcls_ext.transforms import build_transforms
 
-RunHere = Callable[..., tuple[int, str, str]]
 NOISE = np.random.default_rng(1).integers(0, 256, size=(12, 10, 4), dtype=np.uint8)
 
 
@@ -35,7 +34,7 @@ def test_without_augmentation_is_the_whole_image_in_the_size_of_the_batch() -> N
 @pytest.mark.parametrize("mixed", [False, True])
 def test_the_tool_draws_pairs_with_their_labels(
     write_config: Callable[..., Path],
-    run_here: RunHere,
+    run_here: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     mixed: bool,

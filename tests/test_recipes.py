@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, paths_and_sizes
+from conftest import REPOSITORY, Run, paths_and_sizes
 
 from ppcls_ext import config
 from ppcls_ext.backbones import facts, published_names
@@ -140,9 +139,7 @@ def smoothing(made: config.Config) -> float | None:
         *("ResNeXt50_vd_32x4d", "ResNetV2_50", "ShuffleNetV2_x0_25", "ViT_tiny_patch16_224"),
     ],
 )
-def test_a_recipe_trains_with_other_paths_and_sizes(
-    name: str, photographs: Path, run_here: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_a_recipe_trains_with_other_paths_and_sizes(name: str, photographs: Path, run_here: Run) -> None:
     path = recipes.published_configurations()[name]
     overrides = [*paths_and_sizes(path, photographs), *(["Distill="] if name.startswith("GroupMamba") else [])]
     status, output, errors = run_here("tools/train.py", "-c", path, "-o", *overrides)

