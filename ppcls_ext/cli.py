@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
-from ppcls_ext import distributed, processor
+from ppcls_ext import failures, processor
 from ppcls_ext.errors import Refused, RunFailed
 from ppcls_ext.files import file_problem, folder_problem
 
@@ -137,14 +137,10 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         message, status = "Stopped by Ctrl-C.", 130
     except Exception as error:  # noqa: BLE001 - a defect: shown whole, status 1
         message, status = traceback.format_exc(), 1
-        if distributed.lost_another(error):
-            message, status = (
-                "Stopped: another process has ended, or has not answered for 30 s; if it said why, that stands above. "
-                "Go on from the last checkpoint: -o Global.checkpoints=OUTPUT/latest",
-                EXIT_FAILED,
-            )
+        if lost := failures.lost_another(error):
+            message, status = lost, EXIT_FAILED
     if message:
         print(message, file=sys.stderr, flush=True)
-        distributed.report_failure(message)
+        failures.report(message)
     sys.stdout.flush()
     sys.exit(status)

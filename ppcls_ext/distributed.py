@@ -5,15 +5,9 @@ Gloo ends every collective after 30 s, and nothing changes that; so no rank may 
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
-import sys
-import tempfile
 import threading
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -58,11 +52,6 @@ def sum_of_all(values: dict[str, float]) -> dict[str, float]:
         return dict(values)
     names = sorted(values)
     return dict(zip(names, all_sum(np.array([values[name] for name in names])).tolist()))
-
-
-def lost_another(error: Exception) -> bool:
-    """Whether it is gloo's about a process that has ended, or does not answer."""
-    return world_size() > 1 and isinstance(error, RuntimeError) and "gloo" in str(error)
 
 
 def any_rank(flag: bool) -> bool:
@@ -128,55 +117,3 @@ def equalise_statistics(tensors: dict[str, Any]) -> None:
         size = int(np.prod(shape))
         tensors[name].set_value(mean[start_at : start_at + size].reshape(shape).astype(np.float32))
         start_at += size
-
-
-# ------------------------------------------------------------------------------------------------ whose error it was
-
-# The launcher shows the first local process only. The others leave their errors in a folder that the first one watches.
-
-
-def _errors_folder() -> Path:
-    return Path(tempfile.gettempdir()) / f"ppcls_ext-{os.getuid()}-{os.getppid()}"
-
-
-def report_failure(text: str) -> None:
-    """Leave this rank's error where the first local rank, whose output the terminal shows, finds it.
-
-    The first rank itself only waits: if it failed because another one did, that one's error is on its way.
-    """
-    if world_size() == 1:
-        return
-    if os.environ.get("PADDLE_LOCAL_RANK", "0") == "0":
-        time.sleep(1.0)
-        return
-    folder = _errors_folder()
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        return  # somebody else's folder in the shared temporary directory
-    aside = folder / f".rank_{rank()}"
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, folder / f"rank_{rank()}.error")
-    time.sleep(1.0)  # the launcher ends all ranks when this one goes: let the watcher see the file first
-
-
-def watch_failures() -> None:
-    """On the first local rank: show the errors of the others as soon as they appear."""
-    if world_size() == 1 or os.environ.get("PADDLE_LOCAL_RANK", "0") != "0":
-        return
-    folder = _errors_folder()
-    launched = os.stat(f"/proc/{os.getppid()}").st_mtime if Path("/proc").is_dir() else 0.0
-    for stale in folder.glob("rank_*.error"):
-        if stale.stat().st_mtime < launched:  # of an earlier launcher with the same process number
-            stale.unlink()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-
-    def watch() -> None:
-        # Collectives release the interpreter lock: this thread runs while the main one waits in gloo.
-        while True:
-            for path in sorted(folder.glob("rank_*.error")):
-                number = path.stem.removeprefix("rank_")
-                print(f"\n[rank {number}] failed:\n{path.read_text(encoding='utf-8')}", file=sys.stderr, flush=True)
-                path.unlink()
-            time.sleep(0.2)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -20,7 +20,7 @@ import numpy as np
 import paddle
 from paddle.utils import unique_name
 
-from ppcls_ext import distributed
+from ppcls_ext import distributed, failures
 from ppcls_ext.checkpoint import load_set
 from ppcls_ext.config import Config
 from ppcls_ext.criteria import eval_losses, eval_metrics, selection_metric
@@ -48,7 +48,7 @@ def train(config: Config) -> dict[str, float]:
     Raises `Refused` before work begins, `RunFailed` when it cannot go on, `StoppedBySignal` after a signal.
     """
     device = choose_device(config.Global.device)
-    distributed.watch_failures()
+    failures.watch()
     distributed.start()
     folder = folder_of(config)
     saved = load_set(Path(config.Global.checkpoints)) if config.Global.checkpoints else None

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ppcls_ext import config as configuration
-from ppcls_ext import distributed
+from ppcls_ext import distributed, failures
 from ppcls_ext.checkpoint import STATES, Checkpoint, member, newest_other, save_set
 from ppcls_ext.data.class_map import CLASS_MAP
 from ppcls_ext.errors import Refused, RunFailed
@@ -69,6 +69,7 @@ def save(run: Run, name: str) -> None:
     distributed.first_does(write)
     if name == "latest":
         run.last_saved = run.folder / name
+        failures.remember(run.last_saved)
 
 
 def states_of(run: Run) -> dict[str, Any]:
@@ -193,6 +194,7 @@ def take_up(run: Run, saved: Checkpoint) -> None:
     if distributed.rank() != 0:  # they are sums over all processes
         run.position.sums = dict.fromkeys(run.position.sums, 0.0)
     run.last_saved = saved.prefix
+    failures.remember(run.last_saved)
     if changed:  # the learning rate is a function of the step: count in steps of now
         run.position.global_step = (run.position.epoch - 1) * run.steps_per_epoch
     run.log.info(

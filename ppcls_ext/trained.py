@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 from paddle.utils import unique_name
 
-from ppcls_ext import distributed
+from ppcls_ext import distributed, failures
 from ppcls_ext.config import Config
 from ppcls_ext.criteria import eval_losses, eval_metrics
 from ppcls_ext.data.class_map import read_class_map
@@ -75,7 +75,7 @@ def evaluate_trained(config: Config, report: Path | None = None) -> dict[str, fl
     With `report`, a folder, a page about every class and the surest mistakes is written there; see `write_report`.
     """
     device = choose_device(config.Global.device)
-    distributed.watch_failures()
+    failures.watch()
     distributed.start()
     log = RunLog()
     network, metadata, loaded = load_trained(config)

@@ -12,7 +12,7 @@ import pytest
 # A module may import what stands in its own row or above it.
 LAYERS = [
     {"errors", "files", "processor"},
-    {"registry", "distributed", "checkpoint", "pickles", "unpickle", "log", "layers", "ops"},
+    {"registry", "distributed", "failures", "witness", "checkpoint", "pickles", "unpickle", "log", "layers", "ops"},
     {"transforms", "prediction", "served", "probe"},
     {"config"},
     {"losses", "metrics", "optim", "backbones", "weights", "device", "models", "paddleclas"},

@@ -1,0 +1,84 @@
+"""How the processes of a node tell each other what went wrong: see `witness.py`. Nothing in one process."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ppcls_ext import distributed, witness
+
+
+def watch() -> None:
+    """Called by each process before the others are joined: enter this one, and let the first start the witness."""
+    if distributed.world_size() == 1:
+        return
+    folder = _folder()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if not _is_ours(folder):
+        return
+    entry = witness.rank_file(folder, distributed.rank(), witness.PID)
+    _write(entry, str(os.getpid()))
+    atexit.register(entry.unlink, missing_ok=True)
+    if _is_first():
+        command = [sys.executable, "-I", witness.__file__, str(folder), str(distributed.rank()), str(os.getpid())]
+        # in a session of its own: Ctrl-C is for those that train
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def report(text: str) -> None:
+    """Leave this process's error where the witness finds it.
+
+    The first process, whose output is shown, only waits: if it failed because another did, that one's error is on its
+    way. The others wait as well: the launcher ends all as soon as one is gone.
+    """
+    if distributed.world_size() == 1:
+        return
+    if not _is_first():
+        _write(witness.rank_file(_folder(), distributed.rank(), witness.ERROR), text)
+    time.sleep(1.0)
+
+
+def remember(checkpoint: Path) -> None:
+    """From now on the run can be taken up from `checkpoint`."""
+    if distributed.world_size() > 1 and distributed.rank() == 0:
+        _write(_folder() / witness.GO_ON, f"-o Global.checkpoints={checkpoint}")
+
+
+def lost_another(error: Exception) -> str | None:
+    """What to say of gloo's error about a process that has ended or does not answer; None for any other."""
+    if distributed.world_size() == 1 or not isinstance(error, RuntimeError) or "gloo" not in str(error):
+        return None
+    return (
+        "Stopped: another process has ended, or has not answered for 30 s; if it said why, that stands above."
+        + witness.how_to_go_on(_folder())
+    )
+
+
+def _is_first() -> bool:
+    return os.environ.get("PADDLE_LOCAL_RANK", "0") == "0"
+
+
+def _folder() -> Path:
+    """One for each launcher, by its process number and the moment of its start."""
+    launcher = os.getppid()
+    return Path(tempfile.gettempdir()) / f"ppcls_ext-{os.getuid()}-{launcher}-{witness.started(launcher)}"
+
+
+def _is_ours(folder: Path) -> bool:
+    """There, and not somebody else's in the shared temporary directory."""
+    return folder.is_dir() and folder.stat().st_uid == os.getuid()
+
+
+def _write(path: Path, text: str) -> None:
+    if not _is_ours(path.parent):
+        return
+    aside = path.with_name(f".{path.name}")
+    with contextlib.suppress(FileNotFoundError):  # the witness has just ended and taken the folder away
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)

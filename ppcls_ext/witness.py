@@ -1,0 +1,98 @@
+"""A small process beside the first one of a node, which tells what ended the others, and what ended the first itself.
+
+The launcher shows the output of the first process only, and one that aborts within gloo, or is killed, has no words of
+its own. All processes of a node share a folder: `rank_N.pid` while rank N runs, `rank_N.error` with what it said as it
+failed, `go_on` with the checkpoint to go on from. Runs as a script (`failures.py` starts it) and imports nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+GO_ON, ERROR, PID = "go_on", ".error", ".pid"
+INTERVAL = 0.1  # seconds
+
+
+def rank_file(folder: Path, rank: int, suffix: str) -> Path:
+    """What rank `rank` leaves in the folder."""
+    return folder / f"rank_{rank}{suffix}"
+
+
+def rank_of(path: Path) -> int:
+    """The other way round."""
+    return int(path.stem.removeprefix("rank_"))
+
+
+def how_to_go_on(folder: Path) -> str:
+    """A sentence that names the last checkpoint; empty where there is none."""
+    path = folder / GO_ON
+    return f" Go on from the last checkpoint: {path.read_text(encoding='utf-8')}" if path.is_file() else ""
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there, and not only waits to be asked for its status."""
+    try:
+        return _stat(pid)[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def started(pid: int) -> int:
+    """When a process began, in ticks since the machine did."""
+    return int(_stat(pid)[19])
+
+
+def _stat(pid: int) -> list[str]:
+    """Linux's `/proc/PID/stat` behind the name, from the state on (man proc: fields 3 to 52)."""
+    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return text.rpartition(")")[2].split()
+
+
+class Witness:
+    """Looks into the folder, and says each thing once."""
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self._folder, self._first = folder, first
+        self.told = False
+
+    def look(self) -> None:
+        """Tell the errors that were left since the last look, then which rank is gone without one."""
+        for path in sorted(self._folder.glob("rank_*" + ERROR)):
+            self._say(f"\n[rank {rank_of(path)}] failed:\n{path.read_text(encoding='utf-8')}")
+            path.unlink()
+        if self.told:
+            return  # the launcher ends the others, which then have nothing to say
+        # of the first rank last: it aborts when another one is gone
+        for path in sorted(self._folder.glob("rank_*" + PID), key=lambda path: rank_of(path) == self._first):
+            pid = int(path.read_text(encoding="utf-8"))
+            if runs(pid) or not path.exists():  # one that ends in order takes its file away before
+                continue
+            causes = "kill -9, out of memory, a crash"
+            if rank_of(path) == self._first:
+                causes += "; gloo also ends it when another process has not answered for 30 s"
+            self._say(
+                f"Stopped: rank {rank_of(path)} (process {pid}) has ended without a message ({causes})."
+                f"{how_to_go_on(self._folder)}"
+            )
+            return
+
+    def _say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+        self.told = True
+
+
+def main(folder: Path, first: int, pid: int) -> None:
+    """Watch until the first rank of the node, process `pid`, is gone."""
+    witness = Witness(folder, first)
+    while runs(pid):
+        witness.look()
+        time.sleep(INTERVAL)
+    witness.look()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
