@@ -6,6 +6,7 @@ A run's state is its weights, the optimizer's state and a position; everything r
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import asdict
 from itertools import count
@@ -27,6 +28,7 @@ from ppcls_ext.weights import fit_weights, graph_of, state_arrays
 
 # `latest.ema.pdparams`; `best_model_ema` is a set of its own, whose files must have other names.
 EMA_MEMBER = ".ema.pdparams"
+BATCHES = "batches"
 # Of a run, what a fresh one in the same folder would replace, its checkpoints aside.
 RECORDS = (CONFIG, DESCRIPTION, CLASS_MAP, METRICS_FILE, SCALARS_FOLDER, CURVES_FILE)
 
@@ -80,21 +82,31 @@ def states_of(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "config": configuration.to_yaml(run.config),
         "scaler": run.precision.scaler_state(),
-        "plan": plan_of(run),
+        "plan": plan_of(run, run.position),
         "optimizer": run.config.Optimizer.name,
         "schedule": {"name": run.config.Optimizer.lr.name, **run.schedule.state()},
     }
 
 
-def plan_of(run: Run) -> dict[str, int]:
+def plan_of(run: Run, position: Position) -> dict[str, int]:
     """What must stay the same for the rest of an epoch to be the rest of that epoch."""
     return {
+        **({BATCHES: batches_of(run, position.epoch)} if position.step else {}),
         "images": len(run.train_loader.dataset),
         "steps_per_epoch": run.steps_per_epoch,
         "batch_size": run.config.DataLoader.Train.sampler.arguments.get("batch_size", 1),
         "processes": distributed.world_size(),
         "update_freq": run.config.Global.update_freq,
     }
+
+
+def batches_of(run: Run, epoch: int) -> int:
+    """A number that stands for which images, of which classes, are in which batch of an epoch, on all processes."""
+    digest = hashlib.sha256(run.train_loader.dataset.labels.tobytes())
+    for batch in run.train_loader.batches(epoch):
+        digest.update(np.append(batch, -1).astype(np.int64).tobytes())
+    # so short that its sum over thousands of processes is a whole number in float64 too
+    return int(distributed.all_sum(np.array([int.from_bytes(digest.digest()[:5], "little")]))[0])
 
 
 def metadata_of(run: Run) -> dict[str, Any]:
@@ -115,15 +127,16 @@ def set_earlier_aside(run: Run) -> None:
     distributed.any_rank(False)  # by now every process has read the weights that it begins with, perhaps from here
     aside = distributed.first_does(lambda: _set_aside(run.folder))
     if aside is not None:
-        run.log.warning(
-            f"{run.folder} holds an earlier run, which is in {aside} now; to go on with that one: "
-            f"-o Global.checkpoints={aside}/latest"
-        )
+        found = aside / "latest"
+        if not member(found, STATES).exists():
+            found, _ = newest_other(found) or (None, {})
+        go_on = f"to go on with that one: -o Global.checkpoints={found}" if found else "it had saved no checkpoint"
+        run.log.warning(f"{run.folder} holds an earlier run, which is in {aside} now; {go_on}")
 
 
 def _set_aside(folder: Path) -> Path | None:
     states = sorted(folder.glob("*" + STATES))
-    if not states:
+    if not states and not (folder / METRICS_FILE).exists():
         return None
     number = next(number for number in count(1) if not (folder / f"earlier_{number}").exists())
     aside = folder / f"earlier_{number}"
@@ -162,8 +175,11 @@ def take_up(run: Run, saved: Checkpoint) -> None:
             f"{saved.prefix} was trained with {saved.states['optimizer']}, the configuration's Optimizer is "
             f"{run.config.Optimizer.name}; start from its weights alone with -o Global.pretrained_model={saved.prefix}"
         )
-    plan, now = states.pop("plan"), plan_of(run)
+    plan, now = states.pop("plan"), plan_of(run, Position(epoch=states["epoch"], step=states["step"]))
+    other = plan.pop(BATCHES, now.get(BATCHES)) != now.pop(BATCHES, None)
     changed = [f"{name} was {plan[name]}, is {now[name]}" for name in now if plan[name] != now[name]]
+    if other and not changed:
+        changed = ["the epoch's batches are others (the images, their labels or DataLoader.Train.sampler)"]
     if changed and states["step"]:
         raise Refused(
             f"{saved.prefix} stopped within epoch {states['epoch']}; its rest can only be taken up with the same data: "

@@ -43,6 +43,18 @@ def test_a_fresh_run_sets_an_earlier_one_in_its_folder_aside(write_config: Write
         newest(folder, 2)
 
 
+def test_a_run_that_was_killed_before_it_saved_is_set_aside_with_its_records(write_config: Write) -> None:
+    path = write_config()
+    folder = train(path, "Global.epochs=1")
+    records = (folder / "metrics.jsonl").read_bytes()
+    for checkpoint in folder.glob("*.pd*"):
+        checkpoint.unlink()
+    train(path, "Global.epochs=1")
+    assert (folder / "earlier_1/metrics.jsonl").read_bytes() == records
+    said = f"{folder} holds an earlier run, which is in {folder}/earlier_1 now; it had saved no checkpoint"
+    assert said in (folder / "train.log").read_text()
+
+
 @pytest.mark.parametrize("name", ["latest", "best_model"])
 def test_a_run_stopped_at_the_last_step_of_an_epoch_records_it_once(
     write_config: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -98,6 +110,8 @@ def test_a_set_within_an_epoch_offers_one_that_ends_an_epoch_for_other_batches(
     with pytest.raises(engine.StoppedBySignal):
         train(path)
     folder = config.load(path).output_folder()
+    with pytest.raises(Refused, match="same data: the epoch's batches are others"):  # as many, of the same size
+        train(path, f"Global.checkpoints={folder}/latest", "DataLoader.Train.sampler.shuffle=False", "Global.seed=")
     with pytest.raises(Refused, match="stopped within epoch 2; .*batch_size was 8, is 4.*") as refused:
         train(path, f"Global.checkpoints={folder}/latest", "DataLoader.Train.sampler.batch_size=4", "Global.seed=")
     assert str(refused.value).endswith(f"previous ends epoch 1: -o Global.checkpoints={folder}/previous")
