@@ -9,7 +9,12 @@ from pathlib import Path
 # In a checkout the `ppcls_ext` of the checkout; elsewhere there is none, and the installed one is found.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ppcls_ext import cli
+try:
+    from ppcls_ext import cli
+except ModuleNotFoundError as missing:
+    cure = "`pip install -r requirements.txt` brings it"
+    print(f"Refused: {sys.executable} has no {missing.name}; {cure}", file=sys.stderr)
+    sys.exit(2)
 
 
 def main() -> int:
@@ -19,7 +24,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=cli.positive, default=10)
     parser.add_argument("--topk", type=cli.positive, default=None, help="classes to name (default: as exported)")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--threads", type=cli.positive, default=1, help="threads of the CPU's mathematics")
+    parser.add_argument("--threads", type=cli.thread_count, default=1, help="threads of the CPU's mathematics")
     parser.add_argument("--no-onednn", action="store_true", help="serve without oneDNN even where it answers alike")
     cli.add_save(parser)
     arguments = parser.parse_args()

@@ -26,6 +26,8 @@ EXIT_REFUSED = 2
 EXIT_FAILED = 3
 EXIT_PARTLY = 4
 
+MOST_THREADS = 1024
+
 # Overrides of the tools that read the training split and neither evaluate nor follow a schedule.
 TRAINING_SPLIT_ALONE = [
     "Global.eval_during_train=False",
@@ -55,6 +57,13 @@ def positive(text: str) -> int:
     """An argument that is a whole number from 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got '{text}'")
+    return int(text)
+
+
+def thread_count(text: str) -> int:
+    """An argument that is a number of threads."""
+    if positive(text) > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"expected at most {MOST_THREADS} threads, got '{text}'")
     return int(text)
 
 
@@ -127,6 +136,11 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         message, status = f"Refused: {error}", EXIT_REFUSED
     except RunFailed as error:
         message, status = f"Stopped: {error}", EXIT_FAILED
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "ppcls_ext":
+            raise
+        message = f"Refused: {sys.executable} has no {error.name}; `pip install -r requirements.txt` brings it"
+        status = EXIT_REFUSED
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; the interpreter would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -41,10 +41,15 @@ def device_lines(config: Config, device: str) -> Iterator[str]:
     )
     if device == "cpu":
         yield from [native.status(), *processor.notes()]
-    if config.Global.device.startswith("gpu") and device == "cpu":
-        yield "Global.device is gpu, but this machine or this build of PaddlePaddle has none: running on the CPU"
+    yield from missing_device(config, device)
     if config.AMP.use_amp and device == "cpu":
         yield "AMP.use_amp is on, but Paddle has no half-precision kernels on a CPU: training in float32"
+
+
+def missing_device(config: Config, device: str) -> Iterator[str]:
+    """A line where a GPU was asked for in vain."""
+    if config.Global.device.startswith("gpu") and device == "cpu":
+        yield "Global.device is gpu, but this machine or this build of PaddlePaddle has none: running on the CPU"
 
 
 class Precision:

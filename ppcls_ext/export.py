@@ -7,9 +7,12 @@ Only if every answer agrees do the files take their places; a model that differs
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from ppcls_ext.files import file_digest, folder_problem, sync_folder, write_file
 from ppcls_ext.log import RunLog
 from ppcls_ext.prediction import find_images
 from ppcls_ext.probe import probe_onednn
-from ppcls_ext.served import DESCRIPTION_FILE, GRAPH_FILES, PARAMETERS_FILE, ServedModel, digest_of
+from ppcls_ext.served import DESCRIPTION_FILE, GRAPH_FILES, NEW, PARAMETERS_FILE, ServedModel, digest_of
 from ppcls_ext.trained import class_names_of, load_trained, tell_of_other_preparation
 from ppcls_ext.transforms import DecodeError, Pipeline, build_transforms
 
@@ -88,6 +91,7 @@ def export(config: Config, probe: bool = True) -> Exported:
     model = _WithProbabilities(network, config.Infer.PostProcess.name == "MultiLabelThreshOutput")
     expected = answers(model, images)
     merged = merge_branches(network)
+    fresh = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))  # two exports at once do not meet
     try:
@@ -101,6 +105,8 @@ def export(config: Config, probe: bool = True) -> Exported:
         take_places(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        if fresh and not any(folder.iterdir()):
+            folder.rmdir()
     return Exported(folder, loaded, merged, list(dict.fromkeys(files)), difference, description["OneDNN"])
 
 
@@ -201,13 +207,35 @@ def compare(served: ServedModel, images: np.ndarray, expected: np.ndarray, files
 
 
 def take_places(aside: Path, folder: Path) -> None:
-    """Move the files into `folder`; what an older export left under the same names goes."""
+    """Move the files into `folder`; what an older export left under the same names goes.
+
+    They come as `new.<name>` first. The new model counts from the moment at which its description has its own name:
+    `served.read_description` finds by their digests what an export that was killed right then left so.
+    """
     names = [name for name in (*GRAPH_FILES, PARAMETERS_FILE) if (aside / name).is_file()]
-    for name in (*names, DESCRIPTION_FILE):  # the description last: its digests refuse a half-replaced folder
-        with open(aside / name, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside / name, folder / name)
-    for name in GRAPH_FILES:
-        if name not in names:
-            (folder / name).unlink(missing_ok=True)
-    sync_folder(folder)
+    with only_one_in(folder):
+        for name in (*names, DESCRIPTION_FILE):
+            with open(aside / name, "rb") as file:
+                os.fsync(file.fileno())
+        for name in names:
+            os.replace(aside / name, folder / (NEW + name))
+        sync_folder(folder)
+        os.replace(aside / DESCRIPTION_FILE, folder / DESCRIPTION_FILE)
+        sync_folder(folder)
+        for name in names:
+            os.replace(folder / (NEW + name), folder / name)
+        for name in GRAPH_FILES:
+            if name not in names:
+                (folder / name).unlink(missing_ok=True)
+        sync_folder(folder)
+
+
+@contextmanager
+def only_one_in(folder: Path) -> Iterator[None]:
+    """Wait for another process that is in here with the same folder."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)

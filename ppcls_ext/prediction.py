@@ -1,6 +1,7 @@
 """From image files to answers, for `tools/infer.py` and for the deployed model alike. numpy only.
 
-An answer is PaddleClas's: {"class_ids": [178, 209], "scores": [0.99, 0.01], "file_name": "...", "label_names": [...]}.
+An answer is PaddleClas's: {"class_ids": [178, 209], "scores": [0.99, 0.01], "file_name": "...", "label_names": [...]};
+about an image that cannot be read it is {"file_name": "...", "error": "..."}.
 """
 
 from __future__ import annotations
@@ -85,42 +86,57 @@ def predict_files(
     topk: int | None,
     class_names: list[str] | None,
     threshold: float = 0.0,
-) -> Iterator[tuple[list[dict[str, Any]], dict[str, str]]]:
-    """Batch by batch: (answers, {file: why it could not be read}). One bad image does not lose the others.
+) -> Iterator[list[dict[str, Any]]]:
+    """The answers batch by batch, in the order of the files. One bad image does not lose the others.
 
     `probabilities_of` maps float32 (N, C, H, W) to (N, classes); answers of at most `threshold` are left out.
     """
     for first in range(0, len(files), batch_size):
-        images, names, failed = [], [], {}
-        for path in files[first : first + batch_size]:
+        images, failed = [], {}
+        batch = files[first : first + batch_size]
+        for number, path in enumerate(batch):
             try:
                 images.append(pipeline(path.read_bytes()))
-                names.append(str(path))
             except OSError as error:
-                failed[str(path)] = f"cannot be read: {error.strerror}"
+                failed[number] = f"cannot be read: {error.strerror}"
             except DecodeError as error:
-                failed[str(path)] = f"cannot be decoded: {error}"
+                failed[number] = f"cannot be decoded: {error}"
         rows = probabilities_of(np.stack(images)) if images else np.zeros((0, 0), np.float32)
-        yield [answer(row, name, topk, class_names, threshold) for row, name in zip(rows, names, strict=True)], failed
+        if len(rows) != len(images):
+            raise ValueError(f"{len(rows)} answers to {len(images)} images")
+        answered = iter(rows)
+        yield [
+            {"file_name": str(path), "error": failed[number]}
+            if number in failed
+            else answer(next(answered), str(path), topk, class_names, threshold)
+            for number, path in enumerate(batch)
+        ]
 
 
-def print_answers(batches: Iterable[tuple[list[dict[str, Any]], dict[str, str]]], save: Path | None = None) -> int:
+def print_answers(batches: Iterable[list[dict[str, Any]]], save: Path | None = None) -> int:
     """Print each batch's answers on stdout and what could not be read on stderr; returns how many could not.
 
-    With `save`, a .csv or .jsonl file, all of them are written there at the end; see `answers_text`.
+    With `save`, a .csv or .jsonl file, all of them are written there at the end, whichever it is: those that were given
+    before Ctrl-C, or before an error, as well. See `answers_text`.
     """
-    failures, lines = 0, []
-    for answers, failed in batches:
-        if answers:
-            print(answers, flush=True)
-        for file, reason in failed.items():
-            failures += 1
-            print(f"{file}: {reason}", file=sys.stderr)
-        if save is not None:
-            lines += [*answers, *({"file_name": file, "error": reason} for file, reason in failed.items())]
-    if save is not None:
-        save.parent.mkdir(parents=True, exist_ok=True)
-        write_file(save, answers_text(lines, save.suffix), errors="backslashreplace")
+    failures, lines, whole = 0, [], False
+    try:
+        for batch in batches:
+            lines += batch if save is not None else []
+            answers = [one for one in batch if "error" not in one]
+            if answers:
+                print(answers, flush=True)
+            for one in batch:
+                if "error" in one:
+                    failures += 1
+                    print(f"{one['file_name']}: {one['error']}", file=sys.stderr)
+        whole = True
+    finally:
+        if save is not None and (whole or lines):
+            save.parent.mkdir(parents=True, exist_ok=True)
+            write_file(save, answers_text(lines, save.suffix), errors="backslashreplace")
+            if not whole:
+                print(f"{save}: the answers about the first {len(lines)} images", file=sys.stderr)
     return failures
 
 

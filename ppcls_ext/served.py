@@ -26,7 +26,7 @@ from ppcls_ext.transforms import build_transforms
 DESCRIPTION_FILE = "inference.yml"
 PARAMETERS_FILE = "inference.pdiparams"
 GRAPH_FILES = ("inference.json", "inference.pdmodel")
-
+NEW = "new."  # before the name of a file that an export is about to rename; Paddle goes by how names end
 
 _Count = Annotated[int, Field(gt=0, strict=True)]
 
@@ -69,8 +69,11 @@ class _Description(BaseModel):
     OneDNN: _OneDNN | None = None
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """`inference.yml` of an exported folder, after its digests were found to hold."""
+def read_description(folder: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+    """`inference.yml` of an exported folder, and the files that have the digests it names.
+
+    An export that was killed while it replaced another one leaves files as `new.<name>`: they count as `<name>`.
+    """
     path = folder / DESCRIPTION_FILE
     if not path.is_file():
         raise Refused(
@@ -84,13 +87,17 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict) or not sections <= description.keys() or not description["Digests"]:
         raise Refused(f"{path} is damaged: expected the sections {', '.join(sorted(sections))}; export the model again")
     _refuse_odd_values(path, description)
+    files = {}
     for name, digest in description["Digests"].items():
-        file = folder / name
-        if not file.is_file():
-            raise Refused(f"{file} is missing")
-        if file_digest(file) != digest:
-            raise Refused(f"{file} is damaged: its SHA-256 differs from the one in {path.name}; export the model again")
-    return description
+        there = [file for file in (folder / name, folder / (NEW + name)) if file.is_file()]
+        if not there:
+            raise Refused(f"{folder / name} is missing")
+        if (found := next((file for file in there if file_digest(file) == digest), None)) is None:
+            raise Refused(
+                f"{folder / name} is damaged: its SHA-256 differs from the one in {path.name}; export the model again"
+            )
+        files[name] = found
+    return description, files
 
 
 def _refuse_odd_values(path: Path, description: dict[str, Any]) -> None:
@@ -140,9 +147,10 @@ class ServedModel:
         import paddle
         from paddle import inference
 
-        self.folder, self.description = folder, read_description(folder)
-        graph = next(folder / name for name in GRAPH_FILES if name in self.description["Digests"])
-        options = inference.Config(str(graph), str(folder / PARAMETERS_FILE))
+        self.folder = folder
+        self.description, files = read_description(folder)
+        graph = next(files[name] for name in GRAPH_FILES if name in files)
+        options = inference.Config(str(graph), str(files[PARAMETERS_FILE]))
         options.disable_glog_info()
         self.onednn = device == "cpu" and (onednn_probed(self.description) if onednn is None else onednn)
         if self.onednn:

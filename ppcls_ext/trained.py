@@ -14,7 +14,7 @@ from ppcls_ext import distributed, failures
 from ppcls_ext.config import Config
 from ppcls_ext.criteria import eval_losses, eval_metrics
 from ppcls_ext.data.class_map import read_class_map
-from ppcls_ext.device import choose_device, device_lines
+from ppcls_ext.device import choose_device, device_lines, missing_device
 from ppcls_ext.engine import averages_of, evaluate
 from ppcls_ext.errors import Refused
 from ppcls_ext.log import RunLog, joined
@@ -116,12 +116,14 @@ def judge(answers: Answers, num_classes: int) -> Judged:
     )
 
 
-def predict(config: Config) -> Iterator[tuple[list[dict[str, Any]], dict[str, str]]]:
+def predict(config: Config) -> Iterator[list[dict[str, Any]]]:
     """Answers about `Infer.infer_imgs`, batch by batch; see `prediction.predict_files`."""
-    choose_device(config.Global.device)
+    device = choose_device(config.Global.device)
     network, metadata, loaded = load_trained(config)
     log = RunLog()
     log.info(loaded)
+    for line in missing_device(config, device):
+        log.warning(line)
     tell_of_other_preparation(config, log)
     infer, arguments = config.Infer, config.Infer.PostProcess.arguments
     several = infer.PostProcess.name == "MultiLabelThreshOutput"

@@ -551,6 +551,12 @@ ROWS = [
         4,
     ),
     Row("exported model: damaged", damaged_export, "inference.pdiparams is damaged", 2),
+    Row(
+        "exported model: threads without end",
+        lambda s: ["deploy/predict.py", "--threads", "99999999999", s.root / "model", s.root / "val"],
+        "argument --threads: expected at most 1024 threads, got '99999999999'",
+        2,
+    ),
     Row("exported model: edited", edited_export, "PostProcess.Topk.topk: Input should be greater than 0, got 0", 2),
 ]
 

@@ -86,7 +86,7 @@ def test_a_merge_that_changes_the_answers_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr(RepLKNet, "reparameterize", wrong)
     with pytest.raises(RunFailed, match="the static model differs from the trained one by up to 0"):
         export_network(network, "RepLKNet", SMALL["RepLKNet"], 64, tmp_path)
-    assert list((tmp_path / "inference").iterdir()) == []
+    assert not (tmp_path / "inference").exists()
 
 
 @pytest.mark.slow

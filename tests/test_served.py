@@ -16,6 +16,7 @@ from conftest import Run, answers_in, config_of, run_tool, weights
 
 from ppcls_ext import config, export
 from ppcls_ext.errors import Refused, RunFailed
+from ppcls_ext.files import file_digest
 from ppcls_ext.served import ServedModel, read_description
 from ppcls_ext.transforms import build_transforms
 
@@ -54,7 +55,7 @@ def test_the_exported_folder_carries_its_preprocessing_names_and_digests(exporte
         {"inference.json", "inference.pdiparams", "inference.yml"},
         {"inference.pdmodel", "inference.pdiparams", "inference.yml"},
     )
-    description = read_description(exported)
+    description, _ = read_description(exported)
     assert description["PostProcess"]["Topk"]["label_list"] == ["class_0", "class_1", "class_2"]
     assert [next(iter(op)) for op in description["PreProcess"]["transform_ops"]] == [
         "DecodeImage", "ResizeImage", "NormalizeImage", "ToCHWImage",
@@ -80,7 +81,7 @@ def test_an_export_that_differs_is_refused_and_leaves_nothing(
     )
     assert status == 3
     assert "the static model differs from the trained one by up to 0.001" in errors and "nothing was exported" in errors
-    assert list(folder.iterdir()) == []
+    assert not folder.exists()
 
 
 def test_an_export_replaces_an_older_one_whole(trained: Path, run_here: Run, tmp_path: Path) -> None:
@@ -94,6 +95,45 @@ def test_an_export_replaces_an_older_one_whole(trained: Path, run_here: Run, tmp
     assert "china.jpg" in output  # without images of the user's, two photographs of scikit-learn's
     assert len(list(folder.iterdir())) == 3
     assert ServedModel(folder).class_names == ["class_0", "class_1", "class_2"]
+
+
+def write_model(folder: Path, version: str) -> None:
+    """What `read_description` looks at, of files that say which version they are."""
+    folder.mkdir()
+    for name in ("inference.json", "inference.pdiparams"):
+        (folder / name).write_text(f"{name} of {version}")
+    description = {
+        "Global": {"model_name": version, "image_shape": [3, 32, 32]},
+        "PreProcess": {"transform_ops": []},
+        "PostProcess": {"Topk": {"topk": 1, "label_list": None}},
+        "Digests": {name: file_digest(folder / name) for name in ("inference.json", "inference.pdiparams")},
+    }
+    export.write_description(folder, description)
+
+
+@pytest.mark.parametrize("killed_at, left", enumerate(["old", "old", "old", "new", "new"]))
+def test_an_export_that_is_killed_between_two_renames_leaves_the_old_model_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int, left: str
+) -> None:
+    folder, renames = tmp_path / "model", []
+    write_model(folder, "old")
+    for version in ("new", "third"):
+        write_model(tmp_path / version, version)
+
+    def replace(source: Path, target: Path) -> None:
+        if len(renames) == killed_at:
+            raise KeyboardInterrupt
+        renames.append(target)
+        source.rename(target)
+
+    with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
+        killing.setattr(export.os, "replace", replace)
+        export.take_places(tmp_path / "new", folder)
+    description, files = read_description(folder)
+    assert description["Global"]["model_name"] == left
+    assert {file.read_text() for file in files.values()} == {f"{name} of {left}" for name in files}
+    export.take_places(tmp_path / "third", folder)  # takes over what was left
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*files, "inference.yml"])
 
 
 def test_an_export_for_another_size_than_its_transforms_make_is_refused(

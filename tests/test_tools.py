@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 from conftest import Run, answers_in, config_of, weights, write_pictures
 
@@ -143,8 +144,34 @@ def test_answers_are_saved_a_line_for_every_image_that_was_asked_about(
         assert row["label_name"] == answer["label_names"][0]
     assert [row["rank"] for row in rows] == ["1", "2"] * 15
     assert last == {**dict.fromkeys(last, ""), "file_name": bad["file_name"], "error": bad["error"]}
+    first = ["-c", config_of(trained), "-o", weights(trained), f"Infer.infer_imgs=['{tmp_path}','{pictures}/val']"]
+    run_here("tools/infer.py", *first, "--save", tmp_path / "first.csv")
+    assert (tmp_path / "first.csv").read_text("utf-8").splitlines()[1].startswith(f'"{tmp_path}/a, bad.png",')
     status, _, errors = run_here("tools/infer.py", *asked, "--save", "answers.xlsx")
     assert status == 2 and "expected a name that ends in .csv or .jsonl, got 'answers.xlsx'" in errors
+
+
+def test_answers_that_were_given_before_ctrl_c_are_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def batches() -> Iterator[list[dict]]:
+        yield [
+            {"file_name": "a.png", "class_ids": [1], "scores": [0.5]},
+            {"file_name": "b.png", "error": "is not there"},
+        ]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prediction.print_answers(batches(), tmp_path / "answers.jsonl")
+    names = [json.loads(line)["file_name"] for line in (tmp_path / "answers.jsonl").read_text("utf-8").splitlines()]
+    assert names == ["a.png", "b.png"]
+    assert f"{tmp_path}/answers.jsonl: the answers about the first 2 images\n" in capsys.readouterr().err
+
+
+def test_prediction_says_that_the_gpu_it_was_to_use_is_not_there(trained: Path, run_here: Run, pictures: Path) -> None:
+    if paddle.device.cuda.device_count():
+        pytest.skip("this machine has a GPU")
+    options = [weights(trained), f"Infer.infer_imgs={pictures}/val/class_1/0.png", "Global.device=gpu"]
+    status, output, _ = run_here("tools/infer.py", "-c", config_of(trained), "-o", *options)
+    assert status == 0 and "Global.device is gpu, but this machine or this build of PaddlePaddle has none" in output
 
 
 def test_names_come_from_a_file_where_the_weights_carry_none(trained: Path, run_here: Run, tmp_path: Path) -> None:
