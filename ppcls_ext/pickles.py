@@ -54,7 +54,16 @@ def read_pickle(
     """
     try:
         return _Machine(data, names, start, persistent).run()
-    except (ArithmeticError, IndexError, KeyError, RecursionError, TypeError, ValueError, struct.error) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        IndexError,
+        KeyError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        struct.error,
+    ) as error:  # fmt: skip - a stand-in may be called with anything
         raise pickle.UnpicklingError(str(error) or type(error).__name__) from error
 
 

@@ -62,9 +62,13 @@ class Array(Placeholder):
 
     def set_state(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
-        if not isinstance(dtype, _Type):
-            raise pickle.UnpicklingError("an array without a type is no tensor")
-        self.value = dtype.array(shape, data, bool(fortran))
+        self.value = _typed(dtype).array(shape, data, bool(fortran))
+
+
+def _typed(dtype: Any) -> _Type:
+    if not isinstance(dtype, _Type):
+        raise pickle.UnpicklingError("an array without a type is no tensor")
+    return dtype
 
 
 class _ArrayClass:
@@ -75,17 +79,17 @@ def _reconstruct(*_: object) -> Array:
     return Array()
 
 
-def _from_buffer(data: bytes, dtype: _Type, shape: tuple[int, ...], order: str) -> np.ndarray:
-    return dtype.array(shape, data, order == "F")
+def _from_buffer(data: bytes, dtype: Any, shape: tuple[int, ...], order: str) -> np.ndarray:
+    return _typed(dtype).array(shape, data, order == "F")
 
 
-def _scalar(dtype: _Type, data: bytes) -> np.ndarray:
-    return dtype.array((), data, False)
+def _scalar(dtype: Any, data: bytes) -> np.ndarray:
+    return _typed(dtype).array((), data, False)
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"text in the encoding {encoding!r}")
+def _encode(text: Any, encoding: Any) -> bytes:
+    if encoding != "latin1" or not isinstance(text, str):
+        raise pickle.UnpicklingError(f"text in the encoding {reprlib.repr(encoding)}")
     return text.encode("latin1")
 
 

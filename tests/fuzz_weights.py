@@ -54,7 +54,8 @@ def small_network() -> nn.Layer:
 
 
 def state() -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in small_network().state_dict().items()}
+    draw = np.random.default_rng(0)  # the files of a seed are the same on every machine
+    return {name: draw.random(value.shape, np.float32) for name, value in small_network().state_dict().items()}
 
 
 def torch_content() -> tuple[dict[str, Any], Storages]:
@@ -172,7 +173,7 @@ def rezipped(data: bytes, change: Callable[[bytes], bytes], draw: Draw) -> bytes
         for entry in entries:
             content = old.read(entry)
             hit = entry.filename.endswith("data.pkl") if pickle_only else entry.filename == chosen
-            new.writestr(entry.filename, change(content) if hit and content else content)
+            new.writestr(zipfile.ZipInfo(entry.filename), change(content) if hit and content else content)
     return out.getvalue()
 
 
@@ -244,7 +245,7 @@ def archives() -> Iterator[bytes]:
     """Zip archives that are not what they say."""
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        archive.writestr("a/data.pkl", pickled({}))
+        archive.writestr(zipfile.ZipInfo("a/data.pkl"), pickled({}))
         with archive.open("a/data/0", "w") as entry:
             for _ in range(64):
                 entry.write(bytes(1 << 20))

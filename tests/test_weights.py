@@ -381,7 +381,16 @@ TYPE = b"cnumpy\ndtype\n(X\x02\x00\x00\x00%sI00\nI01\ntR"
         ),
         (assembled(TYPE % b"f4", b"(I3\nU\x01<N(U\x01atNI4\nI4\nI63\ntb"), "an array of a composite type is no tensor"),
         (assembled(RECONSTRUCT), "it holds an Array without content"),
+        (
+            assembled(b"cnumpy.core.multiarray\nscalar\n(X\x02\x00\x00\x00f4X\x04\x00\x00\x00abcdtR"),
+            "an array without a type is no tensor",
+        ),
+        (
+            assembled(b"cnumpy.core.numeric\n_frombuffer\n(U\x04abcdX\x02\x00\x00\x00f4)X\x01\x00\x00\x00CtR"),
+            "an array without a type is no tensor",
+        ),
         (assembled(b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x05\x00\x00\x00rot13tR"), "text in the encoding 'rot13'"),
+        (assembled(b"c_codecs\nencode\n()X\x06\x00\x00\x00latin1tR"), "text in the encoding 'latin1'"),
         (assembled(b"cbuiltins\neval\n(X\x01\x00\x00\x001tR"), "it names builtins.eval"),
         (assembled(b"cnumpy\nload\n(X\x01\x00\x00\x001tR"), "it names numpy.load"),
         (

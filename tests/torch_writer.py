@@ -113,14 +113,18 @@ def pickled(value: Any) -> bytes:
 
 
 def zip_file(content: Any, storages: Storages, order: str = "little", root: str = "archive") -> bytes:
-    """The format since PyTorch 1.6. `content` may be the pickle itself."""
+    """The format since PyTorch 1.6. `content` may be the pickle itself. The same bytes at any time of the day."""
+
+    def entry(name: str) -> zipfile.ZipInfo:
+        return zipfile.ZipInfo(f"{root}/{name}")  # of 1980, and not of now
+
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(f"{root}/data.pkl", content if isinstance(content, bytes) else pickled(content))
-        archive.writestr(f"{root}/byteorder", order)
+        archive.writestr(entry("data.pkl"), content if isinstance(content, bytes) else pickled(content))
+        archive.writestr(entry("byteorder"), order)
         for key, (_, data) in storages.held.items():
-            archive.writestr(f"{root}/data/{key}", data)
-        archive.writestr(f"{root}/version", "3\n")
+            archive.writestr(entry(f"data/{key}"), data)
+        archive.writestr(entry("version"), "3\n")
     return out.getvalue()
 
 
