@@ -195,6 +195,12 @@ def predict(scene: Scene) -> list[object]:
 
 ROWS = [
     Row(
+        "configuration: a misspelt file",
+        lambda s: train("configs/micronet_m33.yaml"),
+        "No such configuration: configs/micronet_m33.yaml. Did you mean 'micronet_m3.yaml'?",
+        2,
+    ),
+    Row(
         "configuration: misspelt section",
         lambda s: train(s.config(), "Globall.epochs=3"),
         "Globall: unknown section. Did you mean 'Global'?",

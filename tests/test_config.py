@@ -167,7 +167,7 @@ def test_a_repeated_key_and_broken_yaml_are_refused_with_their_line(tmp_path: Pa
     assert f"{path}:" in refusal(path)
     path.write_text("- a\n")
     assert "expected sections such as Global and Arch, got list" in refusal(path)
-    assert "Cannot read the configuration" in refusal(tmp_path / "absent.yaml")
+    assert f"Cannot read the configuration {tmp_path}: Is a directory" in refusal(tmp_path)
 
 
 def test_overrides_that_lead_nowhere_are_refused(write_config: Write) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ppcls_ext.errors import Refused
+from ppcls_ext.errors import Refused, did_you_mean
 
 
 class _Yaml(yaml.SafeLoader):
@@ -68,6 +68,10 @@ def read_yaml(text: str, place: str) -> Any:
 def read_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        beside = [other.name for other in path.parent.glob("*.yaml")]
+        near = f". {did_you_mean(path.name, beside)}" if beside else ""
+        raise Refused(f"No such configuration: {path}{near}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"Cannot read the configuration {path}: {getattr(error, 'strerror', None) or error}") from error
     content = read_yaml(text, str(path))
