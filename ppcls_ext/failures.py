@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 from ppcls_ext import distributed, witness
@@ -18,12 +20,15 @@ def watch() -> None:
     """Called by each process before the others are joined: enter this one, and let the first start the witness."""
     if distributed.world_size() == 1:
         return
-    folder = _folder()
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if not _is_ours(folder):
+    try:
+        folder = _folder()
+        folder.mkdir(mode=0o700, exist_ok=True)
+        entry = witness.rank_file(folder, distributed.rank(), witness.PID)
+        _write(entry, str(os.getpid()))
+    except OSError as error:
+        if _is_first():
+            print(f"Warning: what ends another process will not be shown: {error}", file=sys.stderr)
         return
-    entry = witness.rank_file(folder, distributed.rank(), witness.PID)
-    _write(entry, str(os.getpid()))
     atexit.register(entry.unlink, missing_ok=True)
     if _is_first():
         command = [sys.executable, "-I", witness.__file__, str(folder), str(distributed.rank()), str(os.getpid())]
@@ -40,14 +45,16 @@ def report(text: str) -> None:
     if distributed.world_size() == 1:
         return
     if not _is_first():
-        _write(witness.rank_file(_folder(), distributed.rank(), witness.ERROR), text)
+        with contextlib.suppress(OSError):  # the witness has ended and taken the folder away, or the disk is full
+            _write(witness.rank_file(_folder(), distributed.rank(), witness.ERROR), text)
     time.sleep(1.0)
 
 
 def remember(checkpoint: Path) -> None:
     """From now on the run can be taken up from `checkpoint`."""
     if distributed.world_size() > 1 and distributed.rank() == 0:
-        _write(_folder() / witness.GO_ON, f"-o Global.checkpoints={checkpoint}")
+        with contextlib.suppress(OSError):  # the run does not depend on it
+            _write(_folder() / witness.GO_ON, f"-o Global.checkpoints={checkpoint}")
 
 
 def lost_another(error: Exception) -> str | None:
@@ -64,21 +71,16 @@ def _is_first() -> bool:
     return os.environ.get("PADDLE_LOCAL_RANK", "0") == "0"
 
 
+@cache
 def _folder() -> Path:
     """One for each launcher, by its process number and the moment of its start."""
     launcher = os.getppid()
     return Path(tempfile.gettempdir()) / f"ppcls_ext-{os.getuid()}-{launcher}-{witness.started(launcher)}"
 
 
-def _is_ours(folder: Path) -> bool:
-    """There, and not somebody else's in the shared temporary directory."""
-    return folder.is_dir() and folder.stat().st_uid == os.getuid()
-
-
 def _write(path: Path, text: str) -> None:
-    if not _is_ours(path.parent):
-        return
+    if path.parent.stat().st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "it is somebody else's", str(path.parent))
     aside = path.with_name(f".{path.name}")
-    with contextlib.suppress(FileNotFoundError):  # the witness has just ended and taken the folder away
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

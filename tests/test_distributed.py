@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import EVAL_OPS, REPOSITORY, run_tool, small_config
 
+from ppcls_ext import failures
 from ppcls_ext.checkpoint import load_set
 from ppcls_ext.log import read_metrics
 
@@ -187,6 +188,17 @@ class Training:
             for pid in map(int, found.stdout.split())
             if f"PADDLE_TRAINER_ID={rank}\0" in Path(f"/proc/{pid}/environ").read_text()
         )
+
+
+def test_without_a_place_to_tell_each_other_of_failures_a_run_says_so_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    monkeypatch.setattr(failures, "_folder", lambda: tmp_path / "file/folder")
+    failures.watch()
+    failures.remember(tmp_path / "latest")
+    assert capsys.readouterr().err.startswith("Warning: what ends another process will not be shown: [Errno 20] Not a")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
