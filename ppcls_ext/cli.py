@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -119,6 +120,14 @@ def import_paddle() -> None:
             print(line, file=sys.stderr)
 
 
+class _Terminated(BaseException):
+    """SIGTERM, as `KeyboardInterrupt` is Ctrl-C: what is half done can still be written down."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call `main` and leave with its status; what a user can cause is shown as a message without a traceback.
 
@@ -130,6 +139,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # a file's name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     message = ""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         status = main() or 0
     except Refused as error:
@@ -149,12 +159,15 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         message, status = f"Stopped: {error}", EXIT_FAILED  # a full disk, a folder that cannot be written
     except KeyboardInterrupt:
         message, status = "Stopped by Ctrl-C.", 130
+    except _Terminated:
+        message, status = "Stopped by SIGTERM.", 143
     except Exception as error:  # noqa: BLE001 - a defect: shown whole, status 1
         message, status = traceback.format_exc(), 1
         if lost := failures.lost_another(error):
             message, status = lost, EXIT_FAILED
     if message:
         print(message, file=sys.stderr, flush=True)
-        failures.report(message)
+        if status not in (130, 143):  # who stops all of them knows why
+            failures.report(message)
     sys.stdout.flush()
     sys.exit(status)

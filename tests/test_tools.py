@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -164,6 +167,33 @@ def test_answers_that_were_given_before_ctrl_c_are_saved(tmp_path: Path, capsys:
     names = [json.loads(line)["file_name"] for line in (tmp_path / "answers.jsonl").read_text("utf-8").splitlines()]
     assert names == ["a.png", "b.png"]
     assert f"{tmp_path}/answers.jsonl: the answers about the first 2 images\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number, status, name", [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+def test_a_tool_that_is_stopped_says_so_and_keeps_its_answers(
+    tmp_path: Path, repository: Path, number: int, status: int, name: str
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import sys, time
+sys.path.insert(0, {str(repository)!r})
+from pathlib import Path
+from ppcls_ext import cli
+from ppcls_ext.prediction import print_answers
+def batches():
+    yield [{{"file_name": "a.png", "class_ids": [1], "scores": [0.5]}}]
+    time.sleep(60)
+cli.run(lambda: print_answers(batches(), Path("answers.csv")))
+""")
+    process = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    assert "a.png" in process.stdout.readline()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert errors == f"answers.csv: the answers about the first 1 images\nStopped by {name}.\n"
+    assert (tmp_path / "answers.csv").read_text("utf-8").splitlines()[1] == "a.png,1,1,,0.5,"
 
 
 def test_prediction_says_that_the_gpu_it_was_to_use_is_not_there(trained: Path, run_here: Run, pictures: Path) -> None:
