@@ -32,6 +32,7 @@ def main() -> int:
     from ppcls_ext.served import ServedModel
 
     served = ServedModel(arguments.model, arguments.device, arguments.threads, False if arguments.no_onednn else None)
+    cli.end_by_sigterm()
     for note in served.notes:
         print(f"Warning: {note}", file=sys.stderr)
     files, topk = find_images(arguments.images), arguments.topk or served.topk

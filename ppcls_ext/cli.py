@@ -114,6 +114,7 @@ def import_paddle() -> None:
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         import paddle  # noqa: F401
+    end_by_sigterm()
     for line in said.getvalue().splitlines():
         # It warns of what was just asked for; several processes get one thread each from the launcher.
         if "OMP_NUM_THREADS" not in line:
@@ -124,8 +125,14 @@ class _Terminated(BaseException):
     """SIGTERM, as `KeyboardInterrupt` is Ctrl-C: what is half done can still be written down."""
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise _Terminated
+def end_by_sigterm() -> None:
+    """Let SIGTERM end the tool as `run` says; called again after Paddle's import, which sets a handler of its own."""
+
+    def terminate(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it up to three times and means it once
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -139,7 +146,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # a file's name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     message = ""
-    signal.signal(signal.SIGTERM, _terminate)
+    end_by_sigterm()
     try:
         status = main() or 0
     except Refused as error:
@@ -167,7 +174,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             message, status = lost, EXIT_FAILED
     if message:
         print(message, file=sys.stderr, flush=True)
-        if status not in (130, 143):  # who stops all of them knows why
+        if status in (130, 143):
+            failures.stopped()
+        else:
             failures.report(message)
     sys.stdout.flush()
     sys.exit(status)

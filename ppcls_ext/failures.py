@@ -29,7 +29,7 @@ def watch() -> None:
         if _is_first():
             print(f"Warning: what ends another process will not be shown: {error}", file=sys.stderr)
         return
-    atexit.register(entry.unlink, missing_ok=True)
+    atexit.register(_leave, entry)
     if _is_first():
         command = [sys.executable, "-I", witness.__file__, str(folder), str(distributed.rank()), str(os.getpid())]
         # in a session of its own: Ctrl-C is for those that train
@@ -48,6 +48,13 @@ def report(text: str) -> None:
         with contextlib.suppress(OSError):  # the witness has ended and taken the folder away, or the disk is full
             _write(witness.rank_file(_folder(), distributed.rank(), witness.ERROR), text)
     time.sleep(1.0)
+
+
+def stopped() -> None:
+    """From now on nothing is told: who stops the processes from outside knows why they end, in whatever order."""
+    if distributed.world_size() > 1:
+        with contextlib.suppress(OSError):
+            _write(_folder() / witness.STOPPED, "")
 
 
 def remember(checkpoint: Path) -> None:
@@ -76,6 +83,12 @@ def _folder() -> Path:
     """One for each launcher, by its process number and the moment of its start."""
     launcher = os.getppid()
     return Path(tempfile.gettempdir()) / f"ppcls_ext-{os.getuid()}-{launcher}-{witness.started(launcher)}"
+
+
+def _leave(entry: Path) -> None:
+    entry.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # in use; where the first process never came there is no witness to end it
+        entry.parent.rmdir()
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,7 +2,8 @@
 
 The launcher shows the output of the first process only, and one that aborts within gloo, or is killed, has no words of
 its own. All processes of a node share a folder: `rank_N.pid` while rank N runs, `rank_N.error` with what it said as it
-failed, `go_on` with the checkpoint to go on from. Runs as a script (`failures.py` starts it) and imports nothing.
+failed, `go_on` with the checkpoint to go on from, `stopped` after a signal from outside. Runs as a
+script (`failures.py` starts it) and imports nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-GO_ON, ERROR, PID = "go_on", ".error", ".pid"
+GO_ON, STOPPED, ERROR, PID = "go_on", "stopped", ".error", ".pid"
 INTERVAL = 0.1  # seconds
 
 
@@ -60,6 +61,8 @@ class Witness:
 
     def look(self) -> None:
         """Tell the errors that were left since the last look, then which rank is gone without one."""
+        if (self._folder / STOPPED).exists():
+            return
         for path in sorted(self._folder.glob("rank_*" + ERROR)):
             self._say(f"\n[rank {rank_of(path)}] failed:\n{path.read_text(encoding='utf-8')}")
             path.unlink()

@@ -181,6 +181,7 @@ from pathlib import Path
 from ppcls_ext import cli
 from ppcls_ext.prediction import print_answers
 def batches():
+    cli.import_paddle()
     yield [{{"file_name": "a.png", "class_ids": [1], "scores": [0.5]}}]
     time.sleep(60)
 cli.run(lambda: print_answers(batches(), Path("answers.csv")))
