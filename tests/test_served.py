@@ -111,7 +111,7 @@ def write_model(folder: Path, version: str) -> None:
     export.write_description(folder, description)
 
 
-@pytest.mark.parametrize("killed_at, left", enumerate(["old", "old", "old", "new", "new"]))
+@pytest.mark.parametrize("killed_at, left", list(enumerate(["old", "old", "old", "new", "new"])))
 def test_an_export_that_is_killed_between_two_renames_leaves_the_old_model_or_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int, left: str
 ) -> None:
