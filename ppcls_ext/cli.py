@@ -172,6 +172,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         message, status = traceback.format_exc(), 1
         if lost := failures.lost_another(error):
             message, status = lost, EXIT_FAILED
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends by itself now
     if message:
         print(message, file=sys.stderr, flush=True)
         if status in (130, 143):

@@ -39,14 +39,12 @@ def watch() -> None:
 def report(text: str) -> None:
     """Leave this process's error where the witness finds it.
 
-    The first process, whose output is shown, only waits: if it failed because another did, that one's error is on its
-    way. The others wait as well: the launcher ends all as soon as one is gone.
+    Then all wait: the launcher ends the others as soon as one is gone, and an error that another left is to be shown.
     """
     if distributed.world_size() == 1:
         return
-    if not _is_first():
-        with contextlib.suppress(OSError):  # the witness has ended and taken the folder away, or the disk is full
-            _write(witness.rank_file(_folder(), distributed.rank(), witness.ERROR), text)
+    with contextlib.suppress(OSError):  # the witness has ended and taken the folder away, or the disk is full
+        _write(witness.rank_file(_folder(), distributed.rank(), witness.ERROR), text)
     time.sleep(1.0)
 
 
@@ -69,7 +67,7 @@ def lost_another(error: Exception) -> str | None:
     if distributed.world_size() == 1 or not isinstance(error, RuntimeError) or "gloo" not in str(error):
         return None
     return (
-        "Stopped: another process has ended, or has not answered for 30 s; if it said why, that stands above."
+        "Stopped: another process has ended, or has not answered for 30 s; if it said why, that is shown beside this."
         + witness.how_to_go_on(_folder())
     )
 

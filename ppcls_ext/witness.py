@@ -63,12 +63,18 @@ class Witness:
         """Tell the errors that were left since the last look, then which rank is gone without one."""
         if (self._folder / STOPPED).exists():
             return
+        of_first = rank_file(self._folder, self._first, ERROR)
         for path in sorted(self._folder.glob("rank_*" + ERROR)):
-            self._say(f"\n[rank {rank_of(path)}] failed:\n{path.read_text(encoding='utf-8')}")
-            path.unlink()
-        if self.told:
-            return  # the launcher ends the others, which then have nothing to say
-        # of the first rank last: it aborts when another one is gone
+            if path != of_first:
+                self._say(f"\n[rank {rank_of(path)}] failed:\n{path.read_text(encoding='utf-8')}")
+                path.unlink()
+        if not self.told:
+            self._tell_who_is_gone()
+        # What the first said is on the terminal. After a first message the launcher ends the others, which say nothing.
+        self.told = self.told or of_first.exists()
+
+    def _tell_who_is_gone(self) -> None:
+        # the first rank last: it aborts when another one is gone
         for path in sorted(self._folder.glob("rank_*" + PID), key=lambda path: rank_of(path) == self._first):
             pid = int(path.read_text(encoding="utf-8"))
             if runs(pid) or not path.exists():  # one that ends in order takes its file away before
