@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -162,8 +163,10 @@ def run_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         monkeypatch.syspath_prepend((REPOSITORY / script).parent)  # as the interpreter does
         capsys.readouterr()
+        handler = signal.getsignal(signal.SIGTERM)
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+        signal.signal(signal.SIGTERM, handler)  # a tool that ends leaves it ignored
         output, errors = capsys.readouterr()
         return int(ended.value.code or 0), output, errors
 
