@@ -13,6 +13,8 @@ try:
     from ppcls_ext import cli
 except ModuleNotFoundError as missing:
     cure = "`pip install -r requirements.txt` brings it"
+    if missing.name == "ppcls_ext":
+        cure = "put the checkout's ppcls_ext folder beside deploy, or: pip install --no-deps CHECKOUT"
     print(f"Refused: {sys.executable} has no {missing.name}; {cure}", file=sys.stderr)
     sys.exit(2)
 

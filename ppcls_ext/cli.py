@@ -1,8 +1,8 @@
 """What the tools share: their arguments, and how a run that ends is told to the shell.
 
 Exit status: 0 all done; 1 a defect of the program (with its traceback); 2 an input was refused before work began;
-3 work had begun and could not go on; 4 done, but some images could not be read; 130 and 143 stopped by Ctrl-C or
-SIGTERM after saving.
+3 work had begun and could not go on; 4 done, but some images could not be read; 129, 130 and 143 stopped by a closed
+terminal, Ctrl-C or SIGTERM, in training after saving; 141 nobody reads the output any more.
 """
 
 from __future__ import annotations

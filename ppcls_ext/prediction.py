@@ -40,12 +40,23 @@ def find_images(given: str | list[str]) -> list[Path]:
                 lines = path.read_text(encoding="utf-8-sig").splitlines()
             except UnicodeDecodeError as error:
                 raise Refused(f"{path}: not UTF-8; a list of images is a path per line, as UTF-8 text") from error
-            found += [path.parent / line.strip() for line in lines if line.strip()]
+            found += _listed(path, [line.strip() for line in lines if line.strip()])
+        elif path.exists():
+            found.append(path)
         else:
-            found.append(path)  # a file that is not there is reported with the others that cannot be read
+            raise Refused(f"{path}: no such file or folder")
     if not found:
         raise Refused(f"no images in {given}")
     return found
+
+
+def _listed(file: Path, lines: list[str]) -> list[Path]:
+    """The paths of a list; one that is not there is reported with the others that cannot be read."""
+    paths = [file.parent / line for line in lines]
+    labelled = lines and all(line.rpartition(" ")[2].isdecimal() for line in lines)
+    if labelled and not any(path.exists() for path in paths):
+        raise Refused(f"{file}: holds labels; a list of images is one path a line, relative to the list")
+    return paths
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -376,8 +376,7 @@ def finish(run: Run) -> None:
         if skipped:
             listed = "\n".join(f"  {place}: {reason}" for place, reason in sorted(skipped.items()))
             run.log.warning(f"{split}: {len(skipped)} images could not be read and were left out:\n{listed}")
-    if distributed.rank() == 0:
-        draw_curves(run.folder)
+    curves = draw_curves(run.folder) if distributed.rank() == 0 else None
     for title, name, best in (
         ("Eval", "best_model", run.position.best),
         ("Eval][EMA", "best_model_ema", run.position.best_ema),
@@ -385,4 +384,4 @@ def finish(run: Run) -> None:
         if best:
             value = max(value for key, value in best.items() if key != "epoch")
             run.log.info(f"[{title}][best metric: {value:.5f} in epoch {best['epoch']}] {run.folder / name}.pdparams")
-    run.log.info(f"files in {run.folder}")
+    run.log.info(f"files in {run.folder}{f', curves: {curves}' if curves else ''}")

@@ -98,6 +98,8 @@ def evaluate_trained(config: Config, report: Path | None = None) -> dict[str, fl
         log.warning(f"left out: {place}: {reason}")
     if report is not None and distributed.rank() == 0:
         facts = {"network": config.Arch.name, "weights": str(config.Global.pretrained_model)}
+        split = config.DataLoader.Eval.dataset.arguments
+        facts["split"] = str(split.get("cls_label_path") or split["image_root"])
         facts |= {name: f"{value:.5f}" for name, value in averages_of(result).items()}
         facts |= {"images": str(result["images"]), "images that could not be read": str(len(skipped))}
         log.info(f"report: {write_report(report, f'{config.Arch.name}: evaluation', facts, judged)}")

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 GO_ON, STOPPED, ERROR, PID = "go_on", "stopped", ".error", ".pid"
-INTERVAL = 0.1  # seconds
+INTERVAL = 0.02  # seconds; a process that is killed is gone well before those that it leaves alone
 
 
 def rank_file(folder: Path, rank: int, suffix: str) -> Path:
@@ -60,33 +60,34 @@ class Witness:
         self.told = False
 
     def look(self) -> None:
-        """Tell the errors that were left since the last look, then which rank is gone without one."""
+        """Tell which rank is gone without a word, and the errors that were left since the last look.
+
+        In that order: a rank that fails is there for a second longer, but others fail as soon as one is gone.
+        """
         if (self._folder / STOPPED).exists():
             return
+        if not self.told:
+            self._tell_who_is_gone()
         of_first = rank_file(self._folder, self._first, ERROR)
         for path in sorted(self._folder.glob("rank_*" + ERROR)):
             if path != of_first:
                 self._say(f"\n[rank {rank_of(path)}] failed:\n{path.read_text(encoding='utf-8')}")
                 path.unlink()
-        if not self.told:
-            self._tell_who_is_gone()
         # What the first said is on the terminal. After a first message the launcher ends the others, which say nothing.
         self.told = self.told or of_first.exists()
 
     def _tell_who_is_gone(self) -> None:
-        # the first rank last: it aborts when another one is gone
-        for path in sorted(self._folder.glob("rank_*" + PID), key=lambda path: rank_of(path) == self._first):
+        gone = {}
+        for path in sorted(self._folder.glob("rank_*" + PID)):
             pid = int(path.read_text(encoding="utf-8"))
-            if runs(pid) or not path.exists():  # one that ends in order takes its file away before
-                continue
-            causes = "kill -9, out of memory, a crash"
-            if rank_of(path) == self._first:
-                causes += "; gloo also ends it when another process has not answered for 30 s"
+            if not runs(pid) and path.exists():  # one that ends in order takes its file away before
+                gone[rank_of(path)] = pid
+        if gone:  # of several in one look nobody knows which was the first
+            who = " and ".join(f"rank {rank} (process {pid})" for rank, pid in gone.items())
             self._say(
-                f"Stopped: rank {rank_of(path)} (process {pid}) has ended without a message ({causes})."
-                f"{how_to_go_on(self._folder)}"
+                f"Stopped: {who} ended without a message: kill -9, out of memory, a crash, or gloo, which gives up "
+                f"when another process is gone or has not answered for 30 s.{how_to_go_on(self._folder)}"
             )
-            return
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -170,6 +170,17 @@ def test_a_repeated_key_and_broken_yaml_are_refused_with_their_line(tmp_path: Pa
     assert f"Cannot read the configuration {tmp_path}: Is a directory" in refusal(tmp_path)
 
 
+def test_a_home_folder_is_put_in_where_the_shell_does_not(write_config: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    loaded = config.load(write_config(), ["Global.output_dir=~/runs", "Infer.infer_imgs=[~/a.png, b~.png]"])
+    assert loaded.Global.output_dir == "/somewhere/runs" and loaded.Infer.infer_imgs == ["/somewhere/a.png", "b~.png"]
+
+
+def test_a_value_that_the_shell_has_torn_is_refused_with_the_way_to_quote_it(write_config: Write) -> None:
+    said = refusal(write_config(), "EMA={decay:")
+    assert "-o EMA:1: not valid YAML" in said and "quote braces and brackets from the shell" in said
+
+
 def test_overrides_that_lead_nowhere_are_refused(write_config: Write) -> None:
     assert "expected path.to.key=value" in refusal(write_config(), "Global.epochs")
     assert "expected an index from 0 to 3, got '9'" in refusal(

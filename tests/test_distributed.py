@@ -208,7 +208,8 @@ def test_kill_9_of_a_rank_ends_all_and_says_how_to_go_on(tmp_path: Path, picture
     os.kill(killed, signal.SIGKILL)
     assert training.launcher.wait(60) != 0
     log = (training.log / "workerlog.0").read_text()  # of which the launcher shows what it has time for
-    assert f"Stopped: rank {rank} (process {killed}) has ended without a message (kill -9, out of memory" in log
+    [told] = {line for line in log.splitlines() if line.startswith("Stopped: ") and "ended without a message" in line}
+    assert f"rank {rank} (process {killed})" in told
     assert f"Go on from the last checkpoint: -o Global.checkpoints={training.latest}\n" in log
     assert "Traceback (most recent call last):" not in log.replace("C++ Traceback (most recent call last):", "")
     load_set(training.latest)

@@ -226,7 +226,7 @@ def test_an_unreadable_image_ends_the_run_at_its_batch_with_file_and_line(worker
         with pytest.raises(SampleError) as caught:
             next(batches)
         assert str(caught.value).startswith(
-            "list.txt:10: images/9.png: cannot be decoded; replace or remove the file; "
+            "list.txt:10: images/9.png: cannot be decoded; replace or remove the file, or leave "
         )
         assert isinstance(caught.value, RunFailed) and caught.value.path == "images/9.png"
         assert loader._workers == []

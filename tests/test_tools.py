@@ -175,7 +175,8 @@ def test_a_tool_that_is_stopped_says_so_and_keeps_its_answers(
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(f"""
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background inherits as ignored
 sys.path.insert(0, {str(repository)!r})
 from pathlib import Path
 from ppcls_ext import cli
@@ -226,6 +227,14 @@ def test_a_list_of_images_may_begin_with_a_mark_and_no_path_is_empty(tmp_path: P
     assert prediction.find_images(str(tmp_path / "list.txt")) == [tmp_path / "a.png", tmp_path / "b.png"]
     with pytest.raises(Refused, match="an image's path is empty"):
         prediction.find_images([""])
+
+
+def test_a_list_with_labels_and_a_name_that_is_not_there_are_no_images(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("a/1.png 0\na/2.png 1\n")
+    with pytest.raises(Refused, match="labels.txt: holds labels; a list of images is one path a line"):
+        prediction.find_images(str(tmp_path / "labels.txt"))
+    with pytest.raises(Refused, match="nowhere.png: no such file or folder"):
+        prediction.find_images(str(tmp_path / "nowhere.png"))
 
 
 def test_an_answer_orders_equal_scores_by_index_and_never_asks_for_more_classes_than_there_are() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -117,13 +118,32 @@ def _override(raw: dict[str, Any], text: str) -> None:
             parent = ".".join(keys[:depth])
             raise Refused(f"-o {text}: {parent} is {here!r}, not a section; set the whole with -o {parent}=...")
         if last and value.strip():
-            here[slot] = read_yaml(value, f"-o {path}")
+            here[slot] = _value(path, value)
         elif last:
             del here[slot]
         else:
             if here[slot] is None:
                 here[slot] = {}
             here = here[slot]
+
+
+def _value(path: str, text: str) -> Any:
+    try:
+        return read_yaml(text, f"-o {path}")
+    except Refused as error:
+        raise Refused(
+            f"{error}; values are YAML: quote braces and brackets from the shell, -o 'EMA={{decay: 0.9}}', and a text "
+            f"that begins with one, or holds ': ' or ' #', in YAML too, -o '{path}=\"...\"'"
+        ) from error
+
+
+def _with_home(value: Any) -> Any:
+    """The same, texts that begin with `~/` with the user's folder: the shell puts it in at some places only."""
+    if isinstance(value, dict):
+        return {key: _with_home(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
 
 def read_raw(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
@@ -140,4 +160,4 @@ def read_raw(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
         raw = _merged(base, raw)
     for override in overrides:
         _override(raw, override)
-    return {str(key): value for key, value in raw.items()}
+    return {str(key): _with_home(value) for key, value in raw.items()}

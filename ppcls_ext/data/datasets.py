@@ -38,7 +38,10 @@ class SampleError(RunFailed):
         self.path, self.origin, self.reason = path, origin, reason
 
     def __str__(self) -> str:
-        cure = "replace or remove the file; with `unreadable: skip` in the dataset's section such images are left out"
+        cure = (
+            "replace or remove the file, or leave such images out: "
+            "-o DataLoader.Eval.dataset.unreadable=skip (of training: DataLoader.Train)"
+        )
         return f"{place_of(self.path, self.origin)}: {self.reason}; {cure}"
 
 
@@ -80,6 +83,8 @@ class ImageDataset:
         self.seed = seed
         self.unreadable = unreadable
         self.max_unreadable = max_unreadable
+        if max_unreadable < 0:
+            raise Refused(f"max_unreadable: expected a whole number from 0, got {max_unreadable}")
         self.notes: list[str] = []
         # first epoch -> how images are prepared from it on
         self._pipelines = {0: build_transforms(transform_ops, channels)}

@@ -222,7 +222,9 @@ def _report_lines(
 
     problems.add(describe(), len(rows))
     if np.all(kinds == _MALFORMED):
-        problems.hints.append(f"No line holds a path, {delimiter!r} and a label: is `delimiter` right?")
+        problems.hints.append(
+            f'No line holds a path, {delimiter!r} and a label: is `delimiter` right? (A tab is "\\t" in double quotes.)'
+        )
     outside = labels[kinds == _OUT_OF_RANGE]
     if len(outside) and np.all(outside == num_classes) and not np.any(labels == 0):
         problems.hints.append("The labels seem to be counted from 1; they are counted from 0.")
