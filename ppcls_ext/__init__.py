@@ -5,12 +5,16 @@ The three names are resolved when they are first used: `import ppcls_ext` does n
 
 # Before anything that imports Paddle: with PaddlePaddle 2.6.2, importing scikit-learn after Paddle ends in a
 # segmentation fault (inflateReset2) unless the interpreter's own zlib was loaded first.
+import warnings as _warnings
 import zlib as _zlib  # noqa: F401
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppcls_ext.models import create_model, list_models
     from ppcls_ext.weights import load_weights
+
+# Paddle says it at its import; a second compilation of our operators is nothing to hurry for.
+_warnings.filterwarnings("ignore", message="No ccache found")
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "create_model", "list_models", "load_weights"]

@@ -140,8 +140,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
     Of several processes each tells its failure to the first, whose output the terminal shows.
     """
-    for noise in ("No ccache found", "When training, we now always track global mean and variance"):
-        warnings.filterwarnings("ignore", message=noise)  # Paddle says the second at every batch norm
+    # Paddle says it at every batch norm
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")

@@ -41,9 +41,9 @@ def draw_curves(folder: Path) -> Path | None:
         axis.set_xlabel("optimizer step")
         axis.set_title(title)
         axis.grid(alpha=0.3)
-        if axis.get_legend_handles_labels()[0] and key != "lr":
-            axis.legend()
     axes[1].set_title("\n".join([metric, *_best_lines(records, metric, axes[1])]), fontsize="medium")
+    named = axes[0].get_legend_handles_labels()
+    figure.legend(*named, loc="outside lower center", ncols=len(named[0]) or 1)  # over no curve
     figure.suptitle(folder.name)
     write_png(figure, folder / CURVES_FILE)
     return folder / CURVES_FILE
