@@ -7,12 +7,10 @@ Only if every answer agrees do the files take their places; a model that differs
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +23,19 @@ from ppcls_ext.config import Config
 from ppcls_ext.config.fit import answer_problems, infer_problems
 from ppcls_ext.device import choose_device
 from ppcls_ext.errors import Refused, RunFailed, refuse_all
-from ppcls_ext.files import file_digest, folder_problem, sync_folder, write_file
+from ppcls_ext.files import file_digest, folder_problem, locked, sync_folder, write_file
 from ppcls_ext.log import RunLog
 from ppcls_ext.prediction import find_images
 from ppcls_ext.probe import probe_onednn
-from ppcls_ext.served import DESCRIPTION_FILE, GRAPH_FILES, NEW, PARAMETERS_FILE, ServedModel, digest_of
+from ppcls_ext.served import (
+    DESCRIPTION_FILE,
+    GRAPH_FILES,
+    NEW,
+    PARAMETERS_FILE,
+    ServedModel,
+    digest_of,
+    read_description,
+)
 from ppcls_ext.trained import class_names_of, load_trained, tell_of_other_preparation
 from ppcls_ext.transforms import DecodeError, Pipeline, build_transforms
 
@@ -213,7 +219,11 @@ def take_places(aside: Path, folder: Path) -> None:
     `served.read_description` finds by their digests what an export that was killed right then left so.
     """
     names = [name for name in (*GRAPH_FILES, PARAMETERS_FILE) if (aside / name).is_file()]
-    with only_one_in(folder):
+    with locked(folder):
+        with suppress(Refused):  # of no model, or of a damaged one, there is nothing to keep
+            for name, file in read_description(folder)[1].items():
+                os.replace(file, folder / name)  # what a killed export left undone
+            sync_folder(folder)
         for name in (*names, DESCRIPTION_FILE):
             with open(aside / name, "rb") as file:
                 os.fsync(file.fileno())
@@ -225,18 +235,7 @@ def take_places(aside: Path, folder: Path) -> None:
         for name in names:
             os.replace(folder / (NEW + name), folder / name)
         for name in GRAPH_FILES:
+            (folder / (NEW + name)).unlink(missing_ok=True)
             if name not in names:
                 (folder / name).unlink(missing_ok=True)
         sync_folder(folder)
-
-
-@contextmanager
-def only_one_in(folder: Path) -> Iterator[None]:
-    """Wait for another process that is in here with the same folder."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # not every file system has locks
-            fcntl.flock(opened, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(opened)

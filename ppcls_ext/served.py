@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ppcls_ext import processor
 from ppcls_ext.errors import Refused, RunFailed, refuse_all
-from ppcls_ext.files import file_digest
+from ppcls_ext.files import file_digest, locked
 from ppcls_ext.transforms import build_transforms
 
 DESCRIPTION_FILE = "inference.yml"
@@ -144,11 +144,30 @@ class ServedModel:
         is here; `onednn` True or False decides otherwise.
         """
         processor.prepare_mkl()  # as the tools do that train and export; it counts before Paddle's first import
+        self.folder = folder
+        with locked(folder, shared=True):  # an export that would replace the files waits until they are loaded
+            self._load(device, threads, onednn)
+        self._input = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
+        self._output = self._predictor.get_output_handle(self._predictor.get_output_names()[0])
+        self.image_shape = tuple(self.description["Global"]["image_shape"])
+        self.pipeline = build_transforms(self.description["PreProcess"]["transform_ops"], self.image_shape[0])
+        [post] = self.description["PostProcess"].values()  # Topk, or MultiLabelThreshOutput
+        stored = self.description["PreProcess"].get("sha256")
+        self.notes = []
+        if stored is not None and stored != digest_of(self.description["PreProcess"]["transform_ops"]):
+            self.notes.append(
+                f"{folder / DESCRIPTION_FILE}: PreProcess.transform_ops were changed after the model was compared with "
+                "the trained network; where that is wanted, take PreProcess.sha256 out"
+            )
+        self.topk: int | None = post.get("topk")  # None: all
+        self.threshold: float = post.get("threshold", 0.0)
+        self.class_names: list[str] | None = post["label_list"]
+
+    def _load(self, device: str, threads: int, onednn: bool | None) -> None:
         import paddle
         from paddle import inference
 
-        self.folder = folder
-        self.description, files = read_description(folder)
+        self.description, files = read_description(self.folder)
         graph = next(files[name] for name in GRAPH_FILES if name in files)
         options = inference.Config(str(graph), str(files[PARAMETERS_FILE]))
         options.disable_glog_info()
@@ -165,21 +184,6 @@ class ServedModel:
             options.disable_gpu()
             options.set_cpu_math_library_num_threads(threads)
         self._predictor = inference.create_predictor(options)
-        self._input = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
-        self._output = self._predictor.get_output_handle(self._predictor.get_output_names()[0])
-        self.image_shape = tuple(self.description["Global"]["image_shape"])
-        self.pipeline = build_transforms(self.description["PreProcess"]["transform_ops"], self.image_shape[0])
-        [post] = self.description["PostProcess"].values()  # Topk, or MultiLabelThreshOutput
-        stored = self.description["PreProcess"].get("sha256")
-        self.notes = []
-        if stored is not None and stored != digest_of(self.description["PreProcess"]["transform_ops"]):
-            self.notes.append(
-                f"{folder / DESCRIPTION_FILE}: PreProcess.transform_ops were changed after the model was compared with "
-                "the trained network; where that is wanted, take PreProcess.sha256 out"
-            )
-        self.topk: int | None = post.get("topk")  # None: all
-        self.threshold: float = post.get("threshold", 0.0)
-        self.class_names: list[str] | None = post["label_list"]
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """float32 (N, C, H, W) -> (N, classes)."""

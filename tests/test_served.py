@@ -99,7 +99,7 @@ def test_an_export_replaces_an_older_one_whole(trained: Path, run_here: Run, tmp
 
 def write_model(folder: Path, version: str) -> None:
     """What `read_description` looks at, of files that say which version they are."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name in ("inference.json", "inference.pdiparams"):
         (folder / name).write_text(f"{name} of {version}")
     description = {
@@ -111,29 +111,46 @@ def write_model(folder: Path, version: str) -> None:
     export.write_description(folder, description)
 
 
-@pytest.mark.parametrize("killed_at, left", list(enumerate(["old", "old", "old", "new", "new"])))
-def test_an_export_that_is_killed_between_two_renames_leaves_the_old_model_or_the_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int, left: str
-) -> None:
-    folder, renames = tmp_path / "model", []
-    write_model(folder, "old")
-    for version in ("new", "third"):
-        write_model(tmp_path / version, version)
+def killed_export(aside: Path, folder: Path, renames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`take_places`, killed after so many renames."""
+    done = []
 
     def replace(source: Path, target: Path) -> None:
-        if len(renames) == killed_at:
+        if len(done) == renames:
             raise KeyboardInterrupt
-        renames.append(target)
+        done.append(target)
         source.rename(target)
 
     with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
         killing.setattr(export.os, "replace", replace)
-        export.take_places(tmp_path / "new", folder)
+        export.take_places(aside, folder)
+
+
+def version_in(folder: Path) -> str:
+    """Which of `write_model`'s versions a folder holds, whole."""
     description, files = read_description(folder)
-    assert description["Global"]["model_name"] == left
-    assert {file.read_text() for file in files.values()} == {f"{name} of {left}" for name in files}
-    export.take_places(tmp_path / "third", folder)  # takes over what was left
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*files, "inference.yml"])
+    version = description["Global"]["model_name"]
+    assert {file.read_text() for file in files.values()} == {f"{name} of {version}" for name in files}
+    return version
+
+
+@pytest.mark.parametrize("first", range(7))
+def test_an_export_that_is_killed_between_two_renames_leaves_the_old_model_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    for second in range(7):  # and another one after it
+        root = tmp_path / str(second)
+        for version in ("old", "new", "newer", "last"):
+            write_model(root / version, version)
+        folder = root / "old"
+        killed_export(root / "new", folder, first, monkeypatch)
+        left = version_in(folder)
+        assert left == ("old" if first < 5 else "new")  # two renames begin, two more before the description's
+        killed_export(root / "newer", folder, second, monkeypatch)
+        assert version_in(folder) == (left if second < 5 else "newer")
+        export.take_places(root / "last", folder)
+        assert version_in(folder) == "last"
+        assert {path.name for path in folder.iterdir()} == {"inference.json", "inference.pdiparams", "inference.yml"}
 
 
 def test_an_export_for_another_size_than_its_transforms_make_is_refused(
