@@ -6,7 +6,6 @@ A run's state is its weights, the optimizer's state and a position; everything r
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import asdict
 from itertools import count
@@ -102,11 +101,9 @@ def plan_of(run: Run, position: Position) -> dict[str, int]:
 
 def batches_of(run: Run, epoch: int) -> int:
     """A number that stands for which images, of which classes, are in which batch of an epoch, on all processes."""
-    digest = hashlib.sha256(run.train_loader.dataset.labels.tobytes())
-    for batch in run.train_loader.batches(epoch):
-        digest.update(np.append(batch, -1).astype(np.int64).tobytes())
     # so short that its sum over thousands of processes is a whole number in float64 too
-    return int(distributed.all_sum(np.array([int.from_bytes(digest.digest()[:5], "little")]))[0])
+    own = int.from_bytes(run.train_loader.digest(epoch)[:5], "little")
+    return int(distributed.all_sum(np.array([own]))[0])
 
 
 def metadata_of(run: Run) -> dict[str, Any]:
@@ -179,7 +176,7 @@ def take_up(run: Run, saved: Checkpoint) -> None:
     other = plan.pop(BATCHES, now.get(BATCHES)) != now.pop(BATCHES, None)
     changed = [f"{name} was {plan[name]}, is {now[name]}" for name in now if plan[name] != now[name]]
     if other and not changed:
-        changed = ["the epoch's batches are others (the images, their labels or DataLoader.Train.sampler)"]
+        changed = ["the epoch's batches are others (the images' names, their labels or DataLoader.Train.sampler)"]
     if changed and states["step"]:
         raise Refused(
             f"{saved.prefix} stopped within epoch {states['epoch']}; its rest can only be taken up with the same data: "

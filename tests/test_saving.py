@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_pictures
 from test_engine import assert_same_bits, train, weights
 
 from ppcls_ext import config, engine
@@ -98,9 +99,12 @@ def test_a_run_that_goes_on_with_another_configuration_says_what_changed(write_c
 
 
 def test_a_set_within_an_epoch_offers_one_that_ends_an_epoch_for_other_batches(
-    write_config: Write, monkeypatch: pytest.MonkeyPatch
+    write_config: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    pictures = tmp_path / "pictures"
+    write_pictures(pictures / "train", seed=0)
     path = write_config()
+    own = f"DataLoader.Train.dataset.image_root={pictures}/train"
 
     def asked_at_step_7(run: engine.Run, meter: object) -> None:
         if run.position.global_step == 7:
@@ -108,14 +112,19 @@ def test_a_set_within_an_epoch_offers_one_that_ends_an_epoch_for_other_batches(
 
     monkeypatch.setattr(engine, "stop_if_asked", asked_at_step_7)
     with pytest.raises(engine.StoppedBySignal):
-        train(path)
+        train(path, own)
     folder = config.load(path).output_folder()
     with pytest.raises(Refused, match="same data: the epoch's batches are others"):  # as many, of the same size
-        train(path, f"Global.checkpoints={folder}/latest", "DataLoader.Train.sampler.shuffle=False", "Global.seed=")
+        train(
+            path, own, f"Global.checkpoints={folder}/latest", "DataLoader.Train.sampler.shuffle=False", "Global.seed="
+        )
+    (pictures / "train/class_1/0.png").rename(pictures / "train/class_1/other.png")
+    with pytest.raises(Refused, match="same data: the epoch's batches are others"):  # as many, of the same classes
+        train(path, own, f"Global.checkpoints={folder}/latest", "Global.seed=")
     with pytest.raises(Refused, match="stopped within epoch 2; .*batch_size was 8, is 4.*") as refused:
-        train(path, f"Global.checkpoints={folder}/latest", "DataLoader.Train.sampler.batch_size=4", "Global.seed=")
+        train(path, own, f"Global.checkpoints={folder}/latest", "DataLoader.Train.sampler.batch_size=4", "Global.seed=")
     assert str(refused.value).endswith(f"previous ends epoch 1: -o Global.checkpoints={folder}/previous")
-    train(path, f"Global.checkpoints={folder}/previous", "DataLoader.Train.sampler.batch_size=4", "Global.seed=")
+    train(path, own, f"Global.checkpoints={folder}/previous", "DataLoader.Train.sampler.batch_size=4", "Global.seed=")
     # steps are counted anew, and what was recorded of epoch 1 stays
     assert [(r["step"], r["epoch"]) for r in read_metrics(folder) if r["kind"] == "train_epoch"] == [(5, 1), (18, 2)]
 

@@ -6,7 +6,9 @@ constructors. Everything that can be wrong with the files is refused there, befo
 
 from __future__ import annotations
 
+import hashlib
 import os
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -105,6 +107,14 @@ class ImageDataset:
     def path(self, index: int) -> str:
         """The image file, as it can be opened."""
         return os.path.join(self.image_root, self._paths[index % len(self)])
+
+    @cached_property
+    def identity(self) -> bytes:
+        """SHA-256 of all paths, as they stand below `image_root`, and labels."""
+        digest = hashlib.sha256(self.labels.tobytes())
+        for part in (self._paths.blob, self._paths.starts.tobytes(), self._paths.ends.tobytes()):
+            digest.update(part)
+        return digest.digest()
 
     def origin(self, index: int) -> str:
         """Where the image is listed: 'lists/train.txt:12', or its path when it was found in a folder."""

@@ -7,6 +7,7 @@ watch in its hand, and every worker says which sample it is on (`ppcls_ext.data.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import math
 import multiprocessing
@@ -112,6 +113,7 @@ class Loader:
         self.use_shared_memory = use_shared_memory
         self.evaluation = evaluation
         self.skipped: dict[str, str] = {}  # 'list:line: path' -> reason, each file once
+        self._digests: dict[int, bytes] = {}  # of the epoch that was asked for last
         self._token = 0
         self._workers: list[_Worker] = []
         # For a loader that is dropped, or a program that ends, without `close`; only in the process that made it.
@@ -122,6 +124,15 @@ class Loader:
         self._in_flight = 0  # tasks given to workers whose results were neither delivered nor dropped
         self._results: dict[int, Result] = {}
         self._shapes: dict[int, tuple[int, ...]] = {}  # by the first epoch that has it
+
+    def digest(self, epoch: int) -> bytes:
+        """SHA-256 of which images, by their names below the root and their labels, are in which batch of an epoch."""
+        if epoch not in self._digests:
+            digest = hashlib.sha256(self.dataset.identity)
+            for batch in self.batches(epoch):
+                digest.update(np.append(batch, -1).astype(np.int64).tobytes())
+            self._digests = {epoch: digest.digest()}
+        return self._digests[epoch]
 
     def __enter__(self) -> Loader:
         return self

@@ -22,6 +22,7 @@ class Dataset(Protocol):
     max_unreadable: int
     num_classes: int
     first_epochs: list[int]
+    identity: bytes
 
     def __len__(self) -> int: ...
     def load(self, index: int, epoch: int) -> tuple[np.ndarray, int | np.ndarray]: ...
