@@ -142,13 +142,19 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """
     # Paddle says it at every batch norm
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who called: >&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     message = ""
     end_by_sigterm()
     try:
-        status = main() or 0
+        try:
+            status = main() or 0
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends by itself now
     except Refused as error:
         message, status = f"Refused: {error}", EXIT_REFUSED
     except RunFailed as error:
@@ -172,7 +178,6 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         message, status = traceback.format_exc(), 1
         if lost := failures.lost_another(error):
             message, status = lost, EXIT_FAILED
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends by itself now
     if message:
         print(message, file=sys.stderr, flush=True)
         if status in (130, 143):

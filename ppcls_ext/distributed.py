@@ -6,6 +6,7 @@ Gloo ends every collective after 30 s, and nothing changes that; so no rank may 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -28,11 +29,16 @@ def world_size() -> int:
 
 
 def start() -> None:
-    """Join the other processes. Called once, after the device is chosen."""
+    """Join the other processes; see `failures.join`."""
     if world_size() > 1:
         import paddle
 
-        paddle.distributed.init_parallel_env()
+        # Until all are there they wait in C++, where no handler of Python's could run: SIGTERM ends them at once.
+        handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        try:
+            paddle.distributed.init_parallel_env()
+        finally:
+            signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
 
 
 def all_sum(values: np.ndarray) -> np.ndarray:

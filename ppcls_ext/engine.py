@@ -48,8 +48,7 @@ def train(config: Config) -> dict[str, float]:
     Raises `Refused` before work begins, `RunFailed` when it cannot go on, `StoppedBySignal` after a signal.
     """
     device = choose_device(config.Global.device)
-    failures.watch()
-    distributed.start()
+    failures.join()
     folder = folder_of(config)
     saved = load_set(Path(config.Global.checkpoints)) if config.Global.checkpoints else None
     seed = choose_seed(config, saved)

@@ -16,8 +16,20 @@ from pathlib import Path
 from ppcls_ext import distributed, witness
 
 
+def join() -> None:
+    """Join the other processes; from then on they tell each other what went wrong. Called once, with the device chosen.
+
+    The first is watched from before: while it waits, SIGTERM ends it without a word. The others enter when it has.
+    """
+    if _is_first():
+        watch()
+    distributed.start()
+    if not _is_first():
+        watch()
+
+
 def watch() -> None:
-    """Called by each process before the others are joined: enter this one, and let the first start the witness."""
+    """Enter this process, and if it is the first of its node start the witness."""
     if distributed.world_size() == 1:
         return
     try:
@@ -63,8 +75,10 @@ def remember(checkpoint: Path) -> None:
 
 
 def lost_another(error: Exception) -> str | None:
-    """What to say of gloo's error about a process that has ended or does not answer; None for any other."""
-    if distributed.world_size() == 1 or not isinstance(error, RuntimeError) or "gloo" not in str(error):
+    """What to say of an error of gloo, or of Paddle's store as all join, about a process that has ended or does not
+    answer; None for any other."""
+    theirs = isinstance(error, (RuntimeError, ValueError)) and any(name in str(error) for name in ("gloo", "TCP "))
+    if distributed.world_size() == 1 or not theirs:
         return None
     return (
         "Stopped: another process has ended, or has not answered for 30 s; if it said why, that is shown beside this."

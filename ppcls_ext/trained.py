@@ -75,8 +75,7 @@ def evaluate_trained(config: Config, report: Path | None = None) -> dict[str, fl
     With `report`, a folder, a page about every class and the surest mistakes is written there; see `write_report`.
     """
     device = choose_device(config.Global.device)
-    failures.watch()
-    distributed.start()
+    failures.join()
     log = RunLog()
     network, metadata, loaded = load_trained(config)
     for line in [*device_lines(config, device), loaded]:

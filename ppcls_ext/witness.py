@@ -8,6 +8,7 @@ script (`failures.py` starts it) and imports nothing.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
@@ -57,20 +58,21 @@ class Witness:
 
     def __init__(self, folder: Path, first: int) -> None:
         self._folder, self._first = folder, first
-        self.told = False
+        self.told = self._stopped = False
 
     def look(self) -> None:
         """Tell which rank is gone without a word, and the errors that were left since the last look.
 
         In that order: a rank that fails is there for a second longer, but others fail as soon as one is gone.
         """
-        if (self._folder / STOPPED).exists():
+        if self._stopped:
             return
         if not self.told:
             self._tell_who_is_gone()
+        self._stopped = (self._folder / STOPPED).exists()  # who was gone before the signal is told
         of_first = rank_file(self._folder, self._first, ERROR)
         for path in sorted(self._folder.glob("rank_*" + ERROR)):
-            if path != of_first:
+            if path != of_first and not self._stopped:
                 self._say(f"\n[rank {rank_of(path)}] failed:\n{path.read_text(encoding='utf-8')}")
                 path.unlink()
         # What the first said is on the terminal. After a first message the launcher ends the others, which say nothing.
@@ -79,14 +81,15 @@ class Witness:
     def _tell_who_is_gone(self) -> None:
         gone = {}
         for path in sorted(self._folder.glob("rank_*" + PID)):
-            pid = int(path.read_text(encoding="utf-8"))
-            if not runs(pid) and path.exists():  # one that ends in order takes its file away before
-                gone[rank_of(path)] = pid
+            with contextlib.suppress(FileNotFoundError):  # one that ends in order takes its file away before
+                pid = int(path.read_text(encoding="utf-8"))
+                if not runs(pid) and path.exists():
+                    gone[rank_of(path)] = pid
         if gone:  # of several in one look nobody knows which was the first
             who = " and ".join(f"rank {rank} (process {pid})" for rank, pid in gone.items())
             self._say(
-                f"Stopped: {who} ended without a message: kill -9, out of memory, a crash, or gloo, which gives up "
-                f"when another process is gone or has not answered for 30 s.{how_to_go_on(self._folder)}"
+                f"Stopped: {who} ended without a message: a signal (kill -9), out of memory, a crash, or gloo, which "
+                f"gives up when another process is gone or has not answered for 30 s.{how_to_go_on(self._folder)}"
             )
 
     def _say(self, text: str) -> None:

@@ -149,8 +149,7 @@ def main():
     cli.import_paddle()
     from ppcls_ext import distributed, failures
     from ppcls_ext.errors import RunFailed
-    failures.watch()
-    distributed.start()
+    failures.join()
     distributed.any_rank(False)
     if distributed.rank() == 1:
         raise RunFailed("lists/train.txt:12: images/a.jpg: cannot be decoded")
@@ -217,6 +216,30 @@ def test_kill_9_of_a_rank_ends_all_and_says_how_to_go_on(tmp_path: Path, picture
     while left := list(tmp_path.glob("ppcls_ext-*")):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
+
+
+def test_sigterm_ends_a_process_that_waits_for_the_others_at_once(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        PRELUDE
+        + """
+def main():
+    cli.import_paddle()
+    from ppcls_ext import distributed
+    print("joins", flush=True)
+    distributed.start()
+cli.run(main)
+"""
+    )
+    alone = {"PADDLE_TRAINERS_NUM": "2", "PADDLE_TRAINER_ID": "0", "PADDLE_MASTER": "127.0.0.1:0"}
+    ends = "127.0.0.1:36001,127.0.0.1:36002"
+    alone |= {"PADDLE_TRAINER_ENDPOINTS": ends, "PADDLE_CURRENT_ENDPOINT": ends.split(",")[0]}
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env={**os.environ, **alone})
+    assert "joins" in process.stdout.readline()
+    time.sleep(2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == -signal.SIGTERM
 
 
 def test_sigterm_to_the_launcher_saves_at_one_step_on_all_ranks(tmp_path: Path, pictures: Path) -> None:

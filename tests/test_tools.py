@@ -198,6 +198,13 @@ cli.run(lambda: print_answers(batches(), Path("answers.csv")))
     assert (tmp_path / "answers.csv").read_text("utf-8").splitlines()[1] == "a.png,1,1,,0.5,"
 
 
+def test_a_tool_whose_output_is_closed_ends_well(repository: Path) -> None:
+    body = "import sys; sys.path.insert(0, sys.argv[1]); from ppcls_ext import cli; cli.run(lambda: print('out'))"
+    command = ["sh", "-c", '"$0" -c "$1" "$2" >&-', sys.executable, body, str(repository)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_prediction_says_that_the_gpu_it_was_to_use_is_not_there(trained: Path, run_here: Run, pictures: Path) -> None:
     if paddle.device.cuda.device_count():
         pytest.skip("this machine has a GPU")
