@@ -2,8 +2,8 @@
 
 The launcher shows the output of the first process only, and one that aborts within gloo, or is killed, has no words of
 its own. All processes of a node share a folder: `rank_N.pid` while rank N runs, `rank_N.error` with what it said as it
-failed, `go_on` with the checkpoint to go on from, `stopped` after a signal from outside. Runs as a
-script (`failures.py` starts it) and imports nothing.
+failed, `go_on` with the checkpoint to go on from, `stopped` after a signal from outside. Runs as
+a script (`failures.py` starts it) and imports nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Witness:
 
     def __init__(self, folder: Path, first: int) -> None:
         self._folder, self._first = folder, first
-        self.told = self._stopped = False
+        self._told = self._stopped = False
 
     def look(self) -> None:
         """Tell which rank is gone without a word, and the errors that were left since the last look.
@@ -67,7 +67,7 @@ class Witness:
         """
         if self._stopped:
             return
-        if not self.told:
+        if not self._told:
             self._tell_who_is_gone()
         self._stopped = (self._folder / STOPPED).exists()  # who was gone before the signal is told
         of_first = rank_file(self._folder, self._first, ERROR)
@@ -76,7 +76,7 @@ class Witness:
                 self._say(f"\n[rank {rank_of(path)}] failed:\n{path.read_text(encoding='utf-8')}")
                 path.unlink()
         # What the first said is on the terminal. After a first message the launcher ends the others, which say nothing.
-        self.told = self.told or of_first.exists()
+        self._told = self._told or of_first.exists()
 
     def _tell_who_is_gone(self) -> None:
         gone = {}
@@ -94,7 +94,7 @@ class Witness:
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
-        self.told = True
+        self._told = True
 
 
 def main(folder: Path, first: int, pid: int) -> None:
