@@ -97,7 +97,7 @@ def dynamic(name: str, folder: Path, threads: int) -> Run:
 
 
 def served(folder: Path, threads: int, onednn: bool) -> Run:
-    from ppcls_ext.served import ServedModel
+    from ppcls_ext.serving.model import ServedModel
 
     return ServedModel(folder, threads=threads, onednn=onednn).probabilities
 
@@ -152,7 +152,7 @@ def write_export(name: str, folder: Path) -> None:
 
     from ppcls_ext.export import write_graph
     from ppcls_ext.files import file_digest
-    from ppcls_ext.served import DESCRIPTION_FILE, GRAPH_FILES, PARAMETERS_FILE
+    from ppcls_ext.serving.model import DESCRIPTION_FILE, GRAPH_FILES, PARAMETERS_FILE
 
     write_graph(with_softmax(name), [3, SIZE, SIZE], folder)
     names = [file for file in (*GRAPH_FILES, PARAMETERS_FILE) if (folder / file).is_file()]
@@ -172,7 +172,7 @@ def write_onnx(name: str, folder: Path) -> None:
     from paddle.nn import functional
 
     from ppcls_ext.export import write_graph
-    from ppcls_ext.served import GRAPH_FILES, PARAMETERS_FILE
+    from ppcls_ext.serving.model import GRAPH_FILES, PARAMETERS_FILE
 
     def softplus(x: paddle.Tensor) -> paddle.Tensor:
         return functional.relu(x) + paddle.log1p(paddle.exp(-paddle.abs(x)))

@@ -30,8 +30,8 @@ def main() -> int:
     parser.add_argument("--no-onednn", action="store_true", help="serve without oneDNN even where it answers alike")
     cli.add_save(parser)
     arguments = parser.parse_args()
-    from ppcls_ext.prediction import find_images, predict_files, print_answers
-    from ppcls_ext.served import ServedModel
+    from ppcls_ext.serving.model import ServedModel
+    from ppcls_ext.serving.prediction import find_images, predict_files, print_answers
 
     served = ServedModel(arguments.model, arguments.device, arguments.threads, False if arguments.no_onednn else None)
     cli.end_by_sigterm()

@@ -20,10 +20,10 @@ from ppcls_ext.checkpoint import STATES, member, save_tensors
 from ppcls_ext.config import Config
 from ppcls_ext.device import choose_device, device_lines
 from ppcls_ext.errors import Refused
-from ppcls_ext.freezing import Freezing
 from ppcls_ext.layers import BATCH_NORMS, momenta_restored
 from ppcls_ext.log import RunLog
-from ppcls_ext.run import build_network, build_train_loader
+from ppcls_ext.training.freezing import Freezing
+from ppcls_ext.training.run import build_network, build_train_loader
 from ppcls_ext.weights import fit_weights, read_metadata, state_arrays
 
 

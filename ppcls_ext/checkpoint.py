@@ -26,7 +26,7 @@ import numpy as np
 
 from ppcls_ext.errors import Refused
 from ppcls_ext.files import sync_folder, write_aside
-from ppcls_ext.unpickle import unpickle_arrays
+from ppcls_ext.pickles.arrays import unpickle_arrays
 
 MAGIC = b"PPCLSEXT"
 _LENGTH = struct.Struct("<Q")

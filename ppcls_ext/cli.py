@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
-from ppcls_ext import failures, processor
+from ppcls_ext import processor
+from ppcls_ext.distributed import failures
 from ppcls_ext.errors import Refused, RunFailed
 from ppcls_ext.files import file_problem, folder_problem
 

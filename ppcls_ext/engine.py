@@ -1,7 +1,7 @@
 """Training and evaluation, read from top to bottom.
 
 `train` sets a run up (or takes up a saved one), then alternates `train_epoch`, `evaluate_and_keep_best` and saving
-until the last epoch. How a run is built stands in `run.py`, how it is saved in `saving.py`.
+until the last epoch. How a run is built stands in `training/run.py`, how it is saved in `training/saving.py`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ import numpy as np
 import paddle
 from paddle.utils import unique_name
 
-from ppcls_ext import distributed, failures
+from ppcls_ext import distributed
 from ppcls_ext.checkpoint import load_set
 from ppcls_ext.config import Config
-from ppcls_ext.criteria import eval_losses, eval_metrics, selection_metric
 from ppcls_ext.data.loader import Batch, Loader
 from ppcls_ext.device import choose_device, device_lines
+from ppcls_ext.distributed import failures
 from ppcls_ext.errors import RunFailed
 from ppcls_ext.log import RunLog, joined
-from ppcls_ext.meter import Answers, Meter
 from ppcls_ext.optim import evaluation_weights
-from ppcls_ext.run import Run, build_run, choose_seed, describe_run, finish, folder_of, rate_now
-from ppcls_ext.saving import equalise, save, set_earlier_aside, take_up
+from ppcls_ext.training.criteria import eval_losses, eval_metrics, selection_metric
+from ppcls_ext.training.meter import Answers, Meter
+from ppcls_ext.training.run import Run, build_run, choose_seed, describe_run, finish, folder_of, rate_now
+from ppcls_ext.training.saving import equalise, save, set_earlier_aside, take_up
 
 
 class StoppedBySignal(Exception):

@@ -25,9 +25,7 @@ from ppcls_ext.device import choose_device
 from ppcls_ext.errors import Refused, RunFailed, refuse_all
 from ppcls_ext.files import file_digest, folder_problem, locked, sync_folder, write_file
 from ppcls_ext.log import RunLog
-from ppcls_ext.prediction import find_images
-from ppcls_ext.probe import probe_onednn
-from ppcls_ext.served import (
+from ppcls_ext.serving.model import (
     DESCRIPTION_FILE,
     GRAPH_FILES,
     NEW,
@@ -36,6 +34,8 @@ from ppcls_ext.served import (
     digest_of,
     read_description,
 )
+from ppcls_ext.serving.prediction import find_images
+from ppcls_ext.serving.probe import probe_onednn
 from ppcls_ext.trained import class_names_of, load_trained, tell_of_other_preparation
 from ppcls_ext.transforms import DecodeError, Pipeline, build_transforms
 

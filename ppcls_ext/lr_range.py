@@ -23,7 +23,7 @@ from ppcls_ext.errors import Refused, RunFailed
 from ppcls_ext.files import write_file
 from ppcls_ext.log import RunLog
 from ppcls_ext.report.lr_range import LrRange, draw_lr_range, read_range, smooth
-from ppcls_ext.run import Run, build_run, choose_seed, folder_of
+from ppcls_ext.training.run import Run, build_run, choose_seed, folder_of
 
 DIVERGED = 4.0  # a smoothed loss of that many times the lowest ends the test
 LEAST_STEPS = 20

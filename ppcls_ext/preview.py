@@ -13,7 +13,7 @@ from ppcls_ext.data.loader import Batch
 from ppcls_ext.errors import Refused
 from ppcls_ext.registry import TRANSFORMS
 from ppcls_ext.report.gallery import draw_pairs
-from ppcls_ext.run import build_train_loader
+from ppcls_ext.training.run import build_train_loader
 from ppcls_ext.transforms import NormalizeImage, Pipeline, build_transforms
 
 

@@ -10,18 +10,19 @@ import numpy as np
 import paddle
 from paddle.utils import unique_name
 
-from ppcls_ext import distributed, failures
+from ppcls_ext import distributed
 from ppcls_ext.config import Config
-from ppcls_ext.criteria import eval_losses, eval_metrics
 from ppcls_ext.data.class_map import read_class_map
 from ppcls_ext.device import choose_device, device_lines, missing_device
+from ppcls_ext.distributed import failures
 from ppcls_ext.engine import averages_of, evaluate
 from ppcls_ext.errors import Refused
 from ppcls_ext.log import RunLog, joined
-from ppcls_ext.meter import Answers
-from ppcls_ext.prediction import find_images, predict_files, sigmoid, softmax
 from ppcls_ext.report.evaluation import Judged, write_report
-from ppcls_ext.run import build_eval_loader, build_network
+from ppcls_ext.serving.prediction import find_images, predict_files, sigmoid, softmax
+from ppcls_ext.training.criteria import eval_losses, eval_metrics
+from ppcls_ext.training.meter import Answers
+from ppcls_ext.training.run import build_eval_loader, build_network
 from ppcls_ext.transforms import build_transforms
 from ppcls_ext.weights import fit_weights, read_metadata
 

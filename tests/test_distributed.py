@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from conftest import EVAL_OPS, REPOSITORY, run_tool, small_config
 
-from ppcls_ext import failures
 from ppcls_ext.checkpoint import load_set
+from ppcls_ext.distributed import failures
 from ppcls_ext.log import read_metrics
 
 # A script for the launcher: what the tests of one process do in a function, these do in here.
@@ -147,7 +147,8 @@ def test_the_terminal_shows_the_error_of_the_rank_that_failed(launch: Callable) 
     done = launch("""
 def main():
     cli.import_paddle()
-    from ppcls_ext import distributed, failures
+    from ppcls_ext import distributed
+    from ppcls_ext.distributed import failures
     from ppcls_ext.errors import RunFailed
     failures.join()
     distributed.any_rank(False)
@@ -259,7 +260,8 @@ def test_a_save_that_takes_longer_than_a_collective_may_does_not_end_the_run(
     done = launch(f"""
 def main():
     cli.import_paddle()
-    from ppcls_ext import config, engine, saving
+    from ppcls_ext import config, engine
+    from ppcls_ext.training import saving
     real = saving.save_set
     def slow(prefix, *rest, **more):
         if prefix.name == "epoch_1":

@@ -18,8 +18,8 @@ from paddle import nn
 from ppcls_ext import config, create_model
 from ppcls_ext.backbones import facts
 from ppcls_ext.export import Exported, answers, export
-from ppcls_ext.probe import probe_onednn
-from ppcls_ext.served import ServedModel, onednn_probed
+from ppcls_ext.serving.model import ServedModel, onednn_probed
+from ppcls_ext.serving.probe import probe_onednn
 
 # The published member of each family with the fewest parameters; EfficientNet's two kinds are two graphs.
 SMALLEST = (

@@ -15,8 +15,8 @@ from ppcls_ext import create_model, engine
 from ppcls_ext.checkpoint import load_set
 from ppcls_ext.config import FreezeOptions
 from ppcls_ext.errors import Refused
-from ppcls_ext.freezing import NEVER, Freezing
 from ppcls_ext.optim.groups import group_of_parameters
+from ppcls_ext.training.freezing import NEVER, Freezing
 
 Write = Callable[..., Path]
 SMALL = {"name": "ResNetV2", "depths": [1, 1, 1], "width": 8}

@@ -13,7 +13,6 @@ from conftest import Run, run_tool, small_config
 from networks import lively
 
 from ppcls_ext import config, create_model, engine
-from ppcls_ext.criteria import eval_metrics, selection_metric
 from ppcls_ext.data.multi_label import read_multi_label_list
 from ppcls_ext.errors import Refused
 from ppcls_ext.log import read_metrics
@@ -21,6 +20,7 @@ from ppcls_ext.metrics import AccuracyScore, HammingDistance, MultiLabelF1, Mult
 from ppcls_ext.metrics.multilabel import average_precision
 from ppcls_ext.report.curves import _metric_of
 from ppcls_ext.trained import evaluate_trained, load_trained
+from ppcls_ext.training.criteria import eval_metrics, selection_metric
 from ppcls_ext.transforms import build_transforms
 
 Write = Callable[..., Path]

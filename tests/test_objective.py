@@ -17,7 +17,7 @@ from ppcls_ext import config, create_model
 from ppcls_ext.config import Component, DistillOptions
 from ppcls_ext.errors import Refused
 from ppcls_ext.losses import CELoss
-from ppcls_ext.objective import Objective
+from ppcls_ext.training.objective import Objective
 
 Write = Callable[..., Path]
 TWO_HEADS = {"name": "GroupMamba", "stem_width": 8, "channels": [32, 36], "depths": [1, 1], "mlp_ratios": [2, 2]}

@@ -17,7 +17,7 @@ from conftest import Run, answers_in, config_of, run_tool, weights
 from ppcls_ext import config, export
 from ppcls_ext.errors import Refused, RunFailed
 from ppcls_ext.files import file_digest
-from ppcls_ext.served import ServedModel, read_description
+from ppcls_ext.serving.model import ServedModel, read_description
 from ppcls_ext.transforms import build_transforms
 
 

@@ -16,10 +16,11 @@ import paddle
 import pytest
 from conftest import Run, answers_in, config_of, weights, write_pictures
 
-from ppcls_ext import config, prediction
+from ppcls_ext import config
 from ppcls_ext.checkpoint import load_set
 from ppcls_ext.errors import Refused
 from ppcls_ext.report.evaluation import Judged, write_report
+from ppcls_ext.serving import prediction
 from ppcls_ext.trained import class_names_of
 
 
@@ -180,7 +181,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the b
 sys.path.insert(0, {str(repository)!r})
 from pathlib import Path
 from ppcls_ext import cli
-from ppcls_ext.prediction import print_answers
+from ppcls_ext.serving.prediction import print_answers
 def batches():
     cli.import_paddle()
     yield [{{"file_name": "a.png", "class_ids": [1], "scores": [0.5]}}]

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from ppcls_ext import create_model, load_weights
 from ppcls_ext.checkpoint import save_tensors
 from ppcls_ext.errors import Refused
-from ppcls_ext.unpickle import unpickle_arrays
+from ppcls_ext.pickles.arrays import unpickle_arrays
 from ppcls_ext.weights import find_weights, graph_of, read_metadata, read_weights, state_arrays
 
 STORED = Path(__file__).parent / "weights"

@@ -12,7 +12,7 @@ def main() -> int:
     cli.add_save(parser)
     arguments = parser.parse_args()
     config = cli.load_config(arguments, needs=["Infer"])
-    from ppcls_ext.prediction import print_answers
+    from ppcls_ext.serving.prediction import print_answers
     from ppcls_ext.trained import predict
 
     return cli.EXIT_PARTLY if print_answers(predict(config), arguments.save) else 0

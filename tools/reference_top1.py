@@ -81,8 +81,8 @@ def largest_difference(number: int, overrides: list[str], reference: Reference) 
     import paddle
 
     from ppcls_ext import config
-    from ppcls_ext.run import build_eval_loader
     from ppcls_ext.trained import load_trained
+    from ppcls_ext.training.run import build_eval_loader
 
     loaded = config.load(f"configs/efficientnet_lite{number}.yaml", overrides, ["Eval"])
     network, _, _ = load_trained(loaded)

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 
 from ppcls_ext.errors import Problems, Refused
-from ppcls_ext.prediction import IMAGE_SUFFIXES
+from ppcls_ext.serving.prediction import IMAGE_SUFFIXES
 
 _OTHER_PHOTOGRAPHS = (".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf")
 _SPLITS = {"train", "training", "val", "valid", "validation", "eval", "test", "testing"}

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, deserialize, safe_open
 
 from ppcls_ext.checkpoint import read_body, read_trailer, resolve_weights, weights_exist
 from ppcls_ext.errors import Refused, did_you_mean
-from ppcls_ext.pickles import shown
-from ppcls_ext.unpickle import unpickle_arrays
+from ppcls_ext.pickles.arrays import unpickle_arrays
+from ppcls_ext.pickles.machine import shown
 from ppcls_ext.weights.parts import tensors_of
 from ppcls_ext.weights.torch_files import TorchFile
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ppcls_ext.errors import Refused, did_you_mean
-from ppcls_ext.pickles import shown
-from ppcls_ext.unpickle import Array
+from ppcls_ext.pickles.arrays import Array
+from ppcls_ext.pickles.machine import shown
 from ppcls_ext.weights.torch_files import StoredTensor
 
 Tensors = dict[str, StoredTensor | Array]

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from ppcls_ext.errors import Refused
-from ppcls_ext.pickles import ForeignName, Placeholder, checked_key, read_pickle, shown
-from ppcls_ext.unpickle import MAX_DIMENSIONS, NAMES, Array
+from ppcls_ext.pickles.arrays import MAX_DIMENSIONS, NAMES, Array
+from ppcls_ext.pickles.machine import ForeignName, Placeholder, checked_key, read_pickle, shown
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001

@@ -14,7 +14,7 @@ from ppcls_ext.errors import RunFailed
 from ppcls_ext.log import duration, joined
 
 if TYPE_CHECKING:
-    from ppcls_ext.run import Run
+    from ppcls_ext.training.run import Run
 
 
 class Meter:

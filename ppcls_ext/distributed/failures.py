@@ -13,7 +13,8 @@ import time
 from functools import cache
 from pathlib import Path
 
-from ppcls_ext import distributed, witness
+from ppcls_ext import distributed
+from ppcls_ext.distributed import witness
 
 
 def join() -> None:

@@ -2,8 +2,7 @@
 
 The folder holds `inference.json` (PaddlePaddle 3) or `inference.pdmodel` (2.6), `inference.pdiparams`, and
 `inference.yml`: the preprocessing, the class names, the digests of the other two, and whether oneDNN answers as the
-trained network does (see `ppcls_ext.probe`). The network ends in a softmax, or in
-a sigmoid where an image has several labels.
+trained network does (see `probe.py`). The network ends in a softmax, or in a sigmoid where an image has several labels.
 """
 
 from __future__ import annotations

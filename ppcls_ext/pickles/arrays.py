@@ -1,9 +1,8 @@
 """Pickles of arrays, numbers, strings and containers of them, and of nothing else.
 
-No function that a pickle names is called (`ppcls_ext.pickles` reads it). NumPy's own reconstruction is not called
-either: a crafted data type can make it read memory that it should not. What stands in for it here takes shape, plain
-data type and bytes, and checks that they agree. Files of Paddle 2 and 3 and of NumPy 1 and 2 differ in module names
-only.
+No function that a pickle names is called (`machine.py` reads it). NumPy's own reconstruction is not called either: a
+crafted data type can make it read memory that it should not. What stands in for it here takes shape, plain data type
+and bytes, and checks that they agree. Files of Paddle 2 and 3 and of NumPy 1 and 2 differ in module names only.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ppcls_ext.errors import Refused
-from ppcls_ext.pickles import Placeholder, checked_key, read_pickle
+from ppcls_ext.pickles.machine import Placeholder, checked_key, read_pickle
 
 MAX_DIMENSIONS = 32
 _PLAIN_TYPE = re.compile(r"[fiub][1248]$")

@@ -1,9 +1,9 @@
 """Whether oneDNN may serve an exported model: tried in a process of its own, where a crash is an answer.
 
 oneDNN's kernels are several times as fast as Paddle's own for most graphs on a CPU, but some graphs end in a
-segmentation fault with them, some answers differ, and some take longer. `python -m ppcls_ext.probe FOLDER IMAGES
-ANSWERS` is the other process: it serves the images of one .npy file with oneDNN, writes the answers to another, and
-prints what a single image takes without and with it.
+segmentation fault with them, some answers differ, and some take longer. The other process is
+`python -m ppcls_ext.serving.probe FOLDER IMAGES ANSWERS`: it serves the images of one .npy file with oneDNN, writes the
+answers to another, and prints what a single image takes without and with it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def probe_onednn(folder: Path, images: np.ndarray, expected: np.ndarray, allowed
 
     given, answered = folder / "probe_images.npy", folder / "probe_answers.npy"
     np.save(given, images)
-    command = [sys.executable, "-m", "ppcls_ext.probe", str(folder), str(given), str(answered)]
+    command = [sys.executable, "-m", "ppcls_ext.serving.probe", str(folder), str(given), str(answered)]
     package = Path(__file__).resolve().parents[1]  # it need not be installed
     path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path}
@@ -78,7 +78,7 @@ def _order(count: int) -> list[int]:
 
 def main() -> None:
     """The other process."""
-    from ppcls_ext.served import ServedModel
+    from ppcls_ext.serving.model import ServedModel
 
     folder, given, answered = map(Path, sys.argv[1:])
     images = np.load(given)

@@ -21,7 +21,6 @@ from ppcls_ext import config as configuration
 from ppcls_ext import distributed
 from ppcls_ext.checkpoint import Checkpoint
 from ppcls_ext.config import Config, FreezeOptions, Split
-from ppcls_ext.criteria import eval_losses, eval_metrics, train_losses, train_metrics
 from ppcls_ext.data.class_map import CLASS_MAP, write_class_map
 from ppcls_ext.data.copies import trained_on
 from ppcls_ext.data.datasets import ImageDataset
@@ -29,10 +28,8 @@ from ppcls_ext.data.loader import Loader
 from ppcls_ext.device import Precision
 from ppcls_ext.errors import Refused, did_you_mean
 from ppcls_ext.files import folder_problem, write_file
-from ppcls_ext.freezing import NEVER, Freezing
 from ppcls_ext.layers import SyncBatchNorm, convert_sync_batchnorm
 from ppcls_ext.log import RunLog
-from ppcls_ext.objective import Objective
 from ppcls_ext.optim import (
     Schedule,
     WeightAverage,
@@ -42,6 +39,9 @@ from ppcls_ext.optim import (
 )
 from ppcls_ext.registry import BACKBONES, DATASETS, SAMPLERS, SCHEDULES
 from ppcls_ext.report.curves import draw_curves
+from ppcls_ext.training.criteria import eval_losses, eval_metrics, train_losses, train_metrics
+from ppcls_ext.training.freezing import NEVER, Freezing
+from ppcls_ext.training.objective import Objective
 from ppcls_ext.weights import fit_weights, read_metadata
 
 FEW_STEPS = 5  # of an epoch

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from ppcls_ext import config as configuration
-from ppcls_ext import distributed, failures
+from ppcls_ext import distributed
 from ppcls_ext.checkpoint import STATES, Checkpoint, member, newest_other, save_set
 from ppcls_ext.data.class_map import CLASS_MAP
+from ppcls_ext.distributed import failures
 from ppcls_ext.errors import Refused, RunFailed
 from ppcls_ext.log import METRICS_FILE, SCALARS_FOLDER
 from ppcls_ext.optim import WeightAverage, evaluation_weights, load_optimizer_state, optimizer_state
 from ppcls_ext.report.curves import CURVES_FILE
-from ppcls_ext.run import CONFIG, DESCRIPTION, Position, Run
+from ppcls_ext.training.run import CONFIG, DESCRIPTION, Position, Run
 from ppcls_ext.weights import fit_weights, graph_of, state_arrays
 
 # `latest.ema.pdparams`; `best_model_ema` is a set of its own, whose files must have other names.
