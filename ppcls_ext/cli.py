@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from ppcls_ext import processor
 from ppcls_ext.distributed import failures
-from ppcls_ext.errors import Refused, RunFailed
+from ppcls_ext.errors import FirstFailed, Refused, RunFailed
 from ppcls_ext.files import file_problem, folder_problem
 
 EXIT_REFUSED = 2
@@ -149,7 +149,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
-    message = ""
+    message, told = "", False
     end_by_sigterm()
     try:
         try:
@@ -160,6 +160,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         message, status = f"Refused: {error}", EXIT_REFUSED
     except RunFailed as error:
         message, status = f"Stopped: {error}", EXIT_FAILED
+        told = isinstance(error, FirstFailed)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "ppcls_ext":
             raise
@@ -184,6 +185,6 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         if status in (130, 143):
             failures.stopped()
         else:
-            failures.report(message)
+            failures.report(None if told else message)
     sys.stdout.flush()
     sys.exit(status)

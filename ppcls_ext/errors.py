@@ -15,6 +15,10 @@ class RunFailed(RuntimeError):
     """Work that had begun could not go on: a worker died, a loss became infinite. Exit status 3."""
 
 
+class FirstFailed(RunFailed):
+    """Work of the first process, for which this one waited, could not go on; the first says why."""
+
+
 class Problems:
     """Everything that is wrong with one input, for one message: the first `limit` in words, the rest counted.
 

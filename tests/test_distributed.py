@@ -160,6 +160,22 @@ def main():
     assert "[rank 1] failed:\nStopped: lists/train.txt:12: images/a.jpg: cannot be decoded" in shown(done)
 
 
+def test_what_the_first_rank_could_not_do_is_told_once(launch: Callable) -> None:
+    done = launch("""
+def main():
+    cli.import_paddle()
+    from ppcls_ext import distributed
+    from ppcls_ext.distributed import failures
+    from ppcls_ext.errors import RunFailed
+    failures.join()
+    def save():
+        raise RunFailed("output: the disk is full")
+    distributed.first_does(save)
+""")
+    assert done.returncode != 0 and "Stopped: output: the disk is full" in shown(done)
+    assert "rank 0 failed" not in done.stdout + done.stderr  # what the terminal shows
+
+
 class Training:
     """A real training of two processes that has saved once, with its launcher."""
 

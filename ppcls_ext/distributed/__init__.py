@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ppcls_ext.errors import RunFailed
+from ppcls_ext.errors import FirstFailed
 
 Result = TypeVar("Result")
 
@@ -104,7 +104,7 @@ def first_does(work: Callable[[], Result]) -> Result | None:
     if rank() == 0 and "error" in outcome:
         raise outcome["error"]
     if failed:
-        raise RunFailed("rank 0 failed; its own message says why")
+        raise FirstFailed("rank 0 failed; its own message says why")
     return outcome.get("result")
 
 

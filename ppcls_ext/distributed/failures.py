@@ -49,15 +49,16 @@ def watch() -> None:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
-def report(text: str) -> None:
-    """Leave this process's error where the witness finds it.
+def report(text: str | None) -> None:
+    """Leave this process's error where the witness finds it; None if another process tells it.
 
     Then all wait: the launcher ends the others as soon as one is gone, and an error that another left is to be shown.
     """
     if distributed.world_size() == 1:
         return
     with contextlib.suppress(OSError):  # the witness has ended and taken the folder away, or the disk is full
-        _write(witness.rank_file(_folder(), distributed.rank(), witness.ERROR), text)
+        if text is not None:
+            _write(witness.rank_file(_folder(), distributed.rank(), witness.ERROR), text)
     time.sleep(1.0)
 
 
