@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ppcls_ext.config import Config
 from ppcls_ext.config.fit import answer_problems, infer_problems
 from ppcls_ext.device import choose_device
 from ppcls_ext.errors import Refused, RunFailed, refuse_all
-from ppcls_ext.files import file_digest, folder_problem, locked, sync_folder, write_file
+from ppcls_ext.files import abandoned, file_digest, folder_problem, locked, sync_folder, write_file
 from ppcls_ext.log import RunLog
 from ppcls_ext.serving.model import (
     DESCRIPTION_FILE,
@@ -42,6 +43,8 @@ from ppcls_ext.transforms import DecodeError, Pipeline, build_transforms
 # Probabilities of the two sides may differ by this much: |a - b| <= ABSOLUTE + RELATIVE * |b|.
 ABSOLUTE, RELATIVE = 1e-5, 1e-3
 COMPARED_IMAGES = 8
+
+ASIDE = ".new-"  # begins the name of a folder that an export writes into
 
 
 class _WithProbabilities(paddle.nn.Layer):
@@ -97,10 +100,7 @@ def export(config: Config, probe: bool = True) -> Exported:
     model = _WithProbabilities(network, config.Infer.PostProcess.name == "MultiLabelThreshOutput")
     expected = answers(model, images)
     merged = merge_branches(network)
-    fresh = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))  # two exports at once do not meet
-    try:
+    with folder_aside(folder) as aside:
         write_graph(model, config.Global.image_shape, aside)
         description = describe(config, pipeline, class_names, aside)
         write_description(aside, description)
@@ -109,11 +109,31 @@ def export(config: Config, probe: bool = True) -> Exported:
             description["OneDNN"] = probe_onednn(aside, images, expected, allowed(expected))
             write_description(aside, description)
         take_places(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        if fresh and not any(folder.iterdir()):
-            folder.rmdir()
     return Exported(folder, loaded, merged, list(dict.fromkeys(files)), difference, description["OneDNN"])
+
+
+@contextmanager
+def folder_aside(folder: Path) -> Iterator[Path]:
+    """A folder within `folder` to write a model into: two exports at once do not meet.
+
+    It goes at the end, with those that killed exports left, and with `folder` and its parents if they were made for it
+    and are empty.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as opened:
+        with locked(folder):
+            for left in filter(abandoned, folder.glob(ASIDE + "*")):
+                shutil.rmtree(left, ignore_errors=True)
+            aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=folder))
+            opened.enter_context(locked(aside, shared=True))
+        try:
+            yield aside
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            with suppress(OSError):  # not empty
+                for place in made:
+                    place.rmdir()
 
 
 def answers(model: paddle.nn.Layer, images: np.ndarray) -> np.ndarray:

@@ -34,6 +34,16 @@ def locked(folder: Path, shared: bool = False) -> Iterator[None]:
         yield
 
 
+def abandoned(folder: Path) -> bool:
+    """Whether no process is in `locked` with this folder; False where the file system has no locks."""
+    with ExitStack() as opened, suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        opened.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
 def write_aside(path: Path, write: Callable[[BinaryIO], None]) -> Path:
     """Write and sync `<path>.new`; the caller renames it."""
     aside = path.with_name(path.name + ".new")

@@ -153,6 +153,24 @@ def test_an_export_that_is_killed_between_two_renames_leaves_the_old_model_or_th
         assert {path.name for path in folder.iterdir()} == {"inference.json", "inference.pdiparams", "inference.yml"}
 
 
+def test_an_export_takes_away_what_killed_ones_left_and_nothing_of_another_that_runs(tmp_path: Path) -> None:
+    folder, killed = tmp_path / "model", tmp_path / "model/.new-killed"
+    killed.mkdir(parents=True)
+    with export.folder_aside(folder) as first:
+        assert not killed.exists()
+        with export.folder_aside(folder) as second:
+            assert first.exists() and second != first
+        assert first.exists() and not second.exists()
+    assert list(folder.iterdir()) == []
+
+
+def test_an_export_that_fails_leaves_none_of_the_folders_it_made(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    with pytest.raises(RunFailed), export.folder_aside(tmp_path / "models/a/b"):
+        raise RunFailed("the static model differs")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "models"]
+
+
 def test_an_export_for_another_size_than_its_transforms_make_is_refused(
     trained: Path, run_here: Run, tmp_path: Path
 ) -> None:
