@@ -123,3 +123,13 @@ def lively(network: nn.Layer, seed: int = 0) -> nn.Layer:
     for norm in norms:
         norm._momentum = 0.9
     return network
+
+
+def small_network() -> nn.Layer:
+    """The smallest with parameters and statistics."""
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1D(3))
+
+
+def arrays_of(network: nn.Layer) -> dict[str, np.ndarray]:
+    """A network's tensors by name."""
+    return {name: tensor.numpy() for name, tensor in network.state_dict().items()}
