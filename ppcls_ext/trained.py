@@ -102,7 +102,7 @@ def evaluate_trained(config: Config, report: Path | None = None) -> dict[str, fl
         facts["split"] = str(split.get("cls_label_path") or split["image_root"])
         facts |= {name: f"{value:.5f}" for name, value in averages_of(result).items()}
         facts |= {"images": str(result["images"]), "images that could not be read": str(len(skipped))}
-        log.info(f"report: {write_report(report, f'{config.Arch.name}: evaluation', facts, judged)}")
+        log.info(f"report: {write_report(report, f'{config.Arch.name}: evaluation', facts, judged, skipped)}")
     result["skipped"] = len(skipped)
     return result
 

@@ -86,11 +86,15 @@ def test_skipped_images_of_an_evaluation_are_listed_and_the_status_says_so(
         f"DataLoader.Eval.dataset.image_root={tmp_path}/val",
         "DataLoader.Eval.dataset.unreadable=skip",
     ]
-    status, output, _ = run_here("tools/eval.py", "-c", config_of(trained), "-o", *options)
+    command = ("tools/eval.py", "-c", config_of(trained), "-o", *options, "--report", tmp_path / "report")
+    status, output, _ = run_here(*command)
     assert status == 4
     assert "left out: " in output and "class_0/1.png" in output
     result = json.loads(output.splitlines()[-1])
     assert (result["images"], result["skipped"]) == (8, 1)
+    page = (tmp_path / "report/report.html").read_text(encoding="utf-8")
+    listed = page.partition("<h2>Images that could not be read</h2>")[2]
+    assert "class_0/1.png</td><td>" in listed and listed.count("<tr>") == 2
 
 
 def test_prediction_prints_the_published_format(trained: Path, run_here: Run, pictures: Path) -> None:
@@ -293,6 +297,7 @@ def test_a_report_shows_every_class_the_confusions_and_the_mistakes(
     assert all(Path(row["file"]).is_file() and (row["label"] == row["answer"]) == (row["right"] == "1") for row in rows)
     page = (tmp_path / "report/report.html").read_text(encoding="utf-8")
     wrong = result["images"] - result["top1_correct"]
+    assert "could not be read</h2>" not in page
     assert f"{wrong} of {result['images']} answers are wrong" in page and page.count("<figure>") == wrong
     assert page.count('src="data:image/jpeg;base64,') == wrong and page.count('src="data:image/png;base64,') == 1
     assert f"<td>top1</td><td>{result['top1']:.5f}</td>" in page and "<td>class_2</td>" in page

@@ -6,7 +6,7 @@ import base64
 import csv
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ REPORT_FILE, ANSWERS_FILE = "report.html", "answers.csv"
 MOST_CLASSES = 60  # whose confusions fit into one picture
 MISTAKES = 48  # that are shown
 CONFUSIONS = 20  # that are listed
+LEFT_OUT = 100  # images that could not be read, which are listed
 THUMBNAIL = 160  # pixels of the longer side
 
 
@@ -48,10 +49,13 @@ class Judged:
         return self.probabilities.max(axis=1)
 
 
-def write_report(folder: Path, title: str, facts: dict[str, str], judged: Judged) -> Path:
+def write_report(
+    folder: Path, title: str, facts: dict[str, str], judged: Judged, left_out: Mapping[str, str] | None = None
+) -> Path:
     """Write `<folder>/report.html`, which holds its pictures, and `<folder>/answers.csv`, a line for each image.
 
-    `facts` stand in a table at the top. Returns the page's path.
+    `facts` stand in a table at the top, `left_out` (images that could not be read, and why) at the end. Returns the
+    page's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / ANSWERS_FILE, _as_csv(judged), errors="backslashreplace")
@@ -64,6 +68,7 @@ def write_report(folder: Path, title: str, facts: dict[str, str], judged: Judged
         _confusions(matrix, judged.class_names),
         f"<h2>The surest mistakes</h2><p>{_told_mistakes(judged)}</p>",
         _gallery(judged),
+        _unread(left_out or {}),
     ]
     page = _PAGE.format(title=html.escape(title), body="\n".join(parts))
     write_file(folder / REPORT_FILE, page, errors="backslashreplace")
@@ -159,6 +164,15 @@ def _gallery(judged: Judged) -> str:
         picture = f'<img src="{_thumbnail(judged.files[row])}" alt="">'
         figures.append(f"<figure>{picture}<figcaption>{caption}<br><small>{file}</small></figcaption></figure>")
     return f'<div class="gallery">{"".join(figures)}</div>'
+
+
+def _unread(left_out: Mapping[str, str]) -> str:
+    if not left_out:
+        return ""
+    rows = [(html.escape(place), html.escape(reason)) for place, reason in sorted(left_out.items())]
+    listed = _table(("image", "why"), rows[:LEFT_OUT])
+    more = f"<p>... and {len(rows) - LEFT_OUT} more</p>" if len(rows) > LEFT_OUT else ""
+    return f"<h2>Images that could not be read</h2>{listed}{more}"
 
 
 def _thumbnail(file: str) -> str:
