@@ -3,47 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 
-# In a checkout the `ppcls_ext` of the checkout; elsewhere there is none, and the installed one is found.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import package  # noqa: F401 - first: it finds ppcls_ext
 
-try:
-    from ppcls_ext import cli
-except ModuleNotFoundError as missing:
-    cure = "`pip install -r requirements.txt` brings it"
-    if missing.name == "ppcls_ext":
-        cure = "put the checkout's ppcls_ext folder beside deploy, or: pip install --no-deps CHECKOUT"
-    print(f"Refused: {sys.executable} has no {missing.name}; {cure}", file=sys.stderr)
-    sys.exit(2)
+from ppcls_ext import cli
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, help="the folder that tools/export_model.py wrote")
+    cli.add_model(parser)
     parser.add_argument("images", nargs="+", help="image files, folders, or .txt lists of paths")
     parser.add_argument("--batch-size", type=cli.positive, default=10)
-    parser.add_argument("--topk", type=cli.positive, default=None, help="classes to name (default: as exported)")
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--threads", type=cli.thread_count, default=1, help="threads of the CPU's mathematics")
-    parser.add_argument("--no-onednn", action="store_true", help="serve without oneDNN even where it answers alike")
     cli.add_save(parser)
     arguments = parser.parse_args()
-    from ppcls_ext.serving.model import ServedModel
     from ppcls_ext.serving.prediction import find_images, predict_files, print_answers
 
-    served = ServedModel(arguments.model, arguments.device, arguments.threads, False if arguments.no_onednn else None)
-    cli.end_by_sigterm()
-    for note in served.notes:
-        print(f"Warning: {note}", file=sys.stderr)
-    files, topk = find_images(arguments.images), arguments.topk or served.topk
+    served = cli.load_model(arguments)
     batches = predict_files(
-        files,
+        find_images(arguments.images),
         served.pipeline,
         served.probabilities,
         arguments.batch_size,
-        topk,
+        arguments.topk or served.topk,
         served.class_names,
         served.threshold,
     )

@@ -69,6 +69,13 @@ def thread_count(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """An argument that is a port, or 0."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got '{text}'")
+    return int(text)
+
+
 def output_folder(text: str) -> Path:
     """An argument that names a folder to write into, which need not be there."""
     if problem := folder_problem(Path(text)):
@@ -94,6 +101,26 @@ def add_save(tool: argparse.ArgumentParser) -> None:
     """`--save FILE`, of the tools that print answers."""
     text = "write the answers to this .csv or .jsonl file as well"
     tool.add_argument("--save", metavar="FILE", type=answers_file, help=text)
+
+
+def add_model(tool: argparse.ArgumentParser) -> None:
+    """The exported model, and how it is served, of the scripts in `deploy`."""
+    tool.add_argument("model", type=Path, help="the folder that tools/export_model.py wrote")
+    tool.add_argument("--topk", type=positive, default=None, help="classes to name (default: as exported)")
+    tool.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    tool.add_argument("--threads", type=thread_count, default=1, help="threads of the CPU's mathematics")
+    tool.add_argument("--no-onednn", action="store_true", help="serve without oneDNN even where it answers alike")
+
+
+def load_model(arguments: argparse.Namespace):
+    """The model that `add_model`'s arguments name; what its user should know goes to stderr."""
+    from ppcls_ext.serving.model import ServedModel
+
+    served = ServedModel(arguments.model, arguments.device, arguments.threads, False if arguments.no_onednn else None)
+    end_by_sigterm()
+    for note in served.notes:
+        print(f"Warning: {note}", file=sys.stderr)
+    return served
 
 
 def load_config(arguments: argparse.Namespace, needs: Iterable[str]):

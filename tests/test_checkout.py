@@ -36,15 +36,16 @@ def test_without_its_libraries_every_tool_says_what_to_install(tool: Path) -> No
     assert rest[0].startswith(f"`make setup` in {ROOT} ") and rest[1].endswith(f"install -r {ROOT}/requirements.txt")
 
 
-def test_without_its_libraries_the_predictor_says_what_to_install() -> None:
-    command = [sys.executable, "-S", ROOT / "deploy/predict.py", "model", "images"]
+@pytest.mark.parametrize("script", ["predict.py", "serve.py"])
+def test_without_its_libraries_what_is_deployed_says_what_to_install(script: str) -> None:
+    command = [sys.executable, "-S", ROOT / "deploy" / script, "model", "images"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/")
     assert done.returncode == 2 and done.stdout == ""
     said = f"Refused: {sys.executable} has no numpy; `pip install -r requirements.txt` brings it\n"
     assert done.stderr == said
 
 
-@pytest.mark.parametrize("script", ["tools/split.py", "deploy/predict.py"])
+@pytest.mark.parametrize("script", ["tools/split.py", "deploy/predict.py", "deploy/serve.py"])
 def test_of_two_checkouts_each_runs_its_own_code(tmp_path: Path, script: str) -> None:
     shutil.copytree(ROOT / "tools", tmp_path / "tools")
     shutil.copytree(ROOT / "deploy", tmp_path / "deploy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import yaml
 from pydantic_core import PydanticUndefined
 from test_augmentation_page import signature
 
-from ppcls_ext import registry
+from ppcls_ext import cli, registry
 from ppcls_ext.config import import_components, sections
 
 # Heading -> section, and keys that the page describes in words, or on another page.
@@ -67,8 +68,12 @@ def test_the_page_has_every_option_of_every_tool(repository: Path) -> None:
     for tool, text in rows.items():
         source = (repository / tool).read_text(encoding="utf-8")
         options = set(re.findall(r'"(--[a-z-]+)"', source)) - {"--override"}
-        options |= {"--save"} if "cli.add_save(" in source else set()
+        for add in (cli.add_model, cli.add_save):
+            if f"cli.{add.__name__}(" in source:
+                shared = argparse.ArgumentParser(add_help=False)
+                add(shared)
+                options |= {name for name in re.findall(r"--[a-z-]+", shared.format_usage())}
         assert set(re.findall(r"`(--[a-z-]+)", text)) == options, tool
     for_users = {path.name for path in (repository / "tools").glob("*.py")}
     for_users -= {"checkout.py", "quickstart.py", "recipes.py", "reference_top1.py"}  # which make the project's pages
-    assert {Path(tool).name for tool in rows} == for_users | {"predict.py"}
+    assert {Path(tool).name for tool in rows} == for_users | {"predict.py", "serve.py"}

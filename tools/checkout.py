@@ -24,6 +24,8 @@ NEEDED = {
     "pydantic": "pydantic",
     "rich": "rich",
     "safetensors": "safetensors",
+    "fastapi": "fastapi",
+    "uvicorn": "uvicorn",
     "setuptools": "setuptools",
 }
 
