@@ -18,6 +18,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -256,8 +257,8 @@ class Engine:
 def ending(status: int, log: str) -> str:
     """A few words for a table."""
     for line in log.splitlines():
-        if "No module named" in line:
-            return f"no {line.split(chr(39))[1]}"
+        if missing := re.search(r"No module named '([\w.]+)'|Refused: .* has no (\w+);", line):
+            return f"no {missing[1] or missing[2]}"
         if "[ERROR][Paddle2ONNX] [" in line:
             return line.split("Paddle2ONNX] ")[1].strip()
     lines = [line for line in log.splitlines() if line.strip() and not line.startswith("  ")]

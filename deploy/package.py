@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 try:
     from ppcls_ext import cli  # noqa: F401
 except ModuleNotFoundError as missing:
-    cure = "`pip install -r requirements.txt` brings it"
+    cure = "`pip install -r requirements.txt` brings what the suite needs"
     if missing.name == "ppcls_ext":
         cure = "put the checkout's ppcls_ext folder beside deploy, or: pip install --no-deps CHECKOUT"
     print(f"Refused: {sys.executable} has no {missing.name}; {cure}", file=sys.stderr)

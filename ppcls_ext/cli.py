@@ -191,8 +191,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "ppcls_ext":
             raise
-        message = f"Refused: {sys.executable} has no {error.name}; `pip install -r requirements.txt` brings it"
-        status = EXIT_REFUSED
+        cure = "`pip install -r requirements.txt` brings what the suite needs"
+        message, status = f"Refused: {sys.executable} has no {error.name}; {cure}", EXIT_REFUSED
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; the interpreter would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,7 +14,7 @@ import pytest
 from conftest import run_tool
 from networks import lively
 
-from ppcls_ext import create_model
+from ppcls_ext import cli, create_model
 
 
 def program(name: str, repository: Path) -> ModuleType:
@@ -43,6 +43,20 @@ def test_the_other_side_of_the_benchmark_takes_our_weights_and_gives_our_logits(
     with paddle.no_grad(), torch.inference_mode():
         expected, got = ours(paddle.to_tensor(images)).numpy(), theirs(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_the_latency_benchmark_says_in_a_few_words_why_a_cell_is_empty(
+    repository: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    with pytest.raises(SystemExit):
+        cli.run(main)
+    ending = program("latency", repository).ending
+    assert ending(cli.EXIT_REFUSED, capfd.readouterr().err) == "no torch"
+    assert ending(1, "Traceback\nModuleNotFoundError: No module named 'paddle2onnx'\n") == "no paddle2onnx"
+    assert ending(-11, "") == "segmentation fault" and ending(3, "Stopped: why\n") == "status 3: Stopped: why"
 
 
 @pytest.mark.slow

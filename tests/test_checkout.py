@@ -41,7 +41,7 @@ def test_without_its_libraries_what_is_deployed_says_what_to_install(script: str
     command = [sys.executable, "-S", ROOT / "deploy" / script, "model", "images"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/")
     assert done.returncode == 2 and done.stdout == ""
-    said = f"Refused: {sys.executable} has no numpy; `pip install -r requirements.txt` brings it\n"
+    said = f"Refused: {sys.executable} has no numpy; `pip install -r requirements.txt` brings what the suite needs\n"
     assert done.stderr == said
 
 
