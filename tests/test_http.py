@@ -116,6 +116,17 @@ def test_what_is_no_image_is_refused_with_the_reason(
     assert found == status and detail.startswith(said)
 
 
+def test_a_form_is_told_what_the_body_should_be(server: Server) -> None:
+    form = urllib.request.Request(
+        server.address + "/predict", b"--x", {"Content-Type": "multipart/form-data; boundary=x"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        DIRECT.open(form, timeout=60)
+    assert refused.value.code == 415 and b"curl --data-binary @photo.jpg" in refused.value.read()
+    described = json.loads(server.ask("/openapi.json")[1])["paths"]["/predict"]["post"]
+    assert described["requestBody"]["content"] == {"image/*": {"schema": {"type": "string", "format": "binary"}}}
+
+
 def test_a_mistake_of_the_request_is_named(server: Server, pictures: Path) -> None:
     status, [detail] = server.refused("/predict?topk=0", (pictures / "val/class_0/0.png").read_bytes())
     assert status == 422 and detail["loc"] == ["query", "topk"]

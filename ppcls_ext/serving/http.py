@@ -4,9 +4,9 @@ POST /predict   the bytes of one image file -> {"class_ids": [...], "scores": [.
 GET  /health    what is served
 GET  /          a page to try photographs on
 
-What cannot be answered is {"detail": why}: 413 for a longer file than is admitted, 422 for what is no image or another
-mistake of the request, 500 where the model fails. Many may ask at once: images are prepared side by side, the model
-answers one after another.
+What cannot be answered is {"detail": why}: 413 for a longer file than is admitted, 415 for a form, 422 for what is no
+image or another mistake of the request, 500 where the model fails. Many may ask at once: images are prepared side by
+side, the model answers one after another.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ppcls_ext.serving.prediction import answer
 from ppcls_ext.transforms import DecodeError
 
 MOST_AT_ONCE = 64  # connections; more are answered with 503
+IMAGE = {"image/*": {"schema": {"type": "string", "format": "binary"}}}  # what OpenAPI says of the body
 LAST_SECONDS = 10  # for what was asked before the server is to end
 
 
@@ -44,7 +45,7 @@ def application(model: ServedModel, topk: int | None, most_bytes: int) -> FastAP
     predictor = ThreadPoolExecutor(max_workers=1)
     predictor.submit(model.probabilities, np.zeros((1, *model.image_shape), np.float32)).result()
 
-    @app.post("/predict")
+    @app.post("/predict", openapi_extra={"requestBody": {"required": True, "content": IMAGE}})
     async def predict(request: Request, topk: Annotated[int | None, Query(ge=1)] = topk) -> dict[str, Any]:
         encoded = await body_of(request, most_bytes)
         try:
@@ -74,6 +75,10 @@ def application(model: ServedModel, topk: int | None, most_bytes: int) -> FastAP
 
 async def body_of(request: Request, most_bytes: int) -> bytes:
     """The request's body; one that is longer is refused before it is read to the end."""
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        raise HTTPException(
+            415, "a form; the body is the image file itself: curl --data-binary @photo.jpg ADDRESS/predict"
+        )
     received = bytearray()
     async for part in request.stream():
         received += part
