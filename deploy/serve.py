@@ -16,11 +16,12 @@ def main() -> None:
     parser.add_argument("--port", type=cli.port, default=8000, help="0: one that is free (default: 8000)")
     parser.add_argument("--max-megabytes", type=cli.positive, default=20, help="longer files are refused (default: 20)")
     arguments = parser.parse_args()
-    from ppcls_ext.serving.http import application, listen, serve
+    from ppcls_ext.serving.http import application, bind, serve
 
-    bound = listen(arguments.host, arguments.port)
+    bound = bind(arguments.host, arguments.port)
     served = cli.load_model(arguments)
     app = application(served, arguments.topk or served.topk, arguments.max_megabytes * 10**6)
+    bound.listen()  # who asks as soon as this is said waits for the server
     print(f"{served.folder} at http://{arguments.host}:{bound.getsockname()[1]}; Ctrl-C ends it", flush=True)
     serve(app, bound)
 

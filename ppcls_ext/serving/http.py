@@ -87,8 +87,8 @@ async def body_of(request: Request, most_bytes: int) -> bytes:
     return bytes(received)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound; port 0 takes a free one. Raises `Refused` where none can be."""
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that does not listen yet; port 0 takes a free one. Raises `Refused` where none can be."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         bound = socket.socket(family)
