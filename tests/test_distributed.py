@@ -251,12 +251,24 @@ cli.run(main)
     alone = {"PADDLE_TRAINERS_NUM": "2", "PADDLE_TRAINER_ID": "0", "PADDLE_MASTER": "127.0.0.1:0"}
     ends = "127.0.0.1:36001,127.0.0.1:36002"
     alone |= {"PADDLE_TRAINER_ENDPOINTS": ends, "PADDLE_CURRENT_ENDPOINT": ends.split(",")[0]}
-    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env={**os.environ, **alone})
+    process = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **alone},
+        cwd=tmp_path,
+        start_new_session=True,
+    )
     assert "joins" in process.stdout.readline()
     time.sleep(2)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == -signal.SIGTERM
+    deadline = time.monotonic() + 10
+    with pytest.raises(ProcessLookupError):  # nor is what Paddle had started left
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
 
 
 def test_sigterm_to_the_launcher_saves_at_one_step_on_all_ranks(tmp_path: Path, pictures: Path) -> None:

@@ -5,6 +5,7 @@ Gloo ends every collective after 30 s, and nothing changes that; so no rank may 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import threading
@@ -33,12 +34,21 @@ def start() -> None:
     if world_size() > 1:
         import paddle
 
-        # Until all are there they wait in C++, where no handler of Python's could run: SIGTERM ends them at once.
+        # Until all are there they wait in C++, where no handler of Python's could run: SIGTERM ends them at once, and
+        # the process in which Paddle serves the addresses to all with them.
         handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        joining = [True]
+        os.register_at_fork(after_in_child=lambda: joining and _end_with_parent())
         try:
             paddle.distributed.init_parallel_env()
         finally:
+            joining.clear()
             signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+
+
+def _end_with_parent() -> None:
+    """Let this process get SIGTERM when the one that made it ends (man prctl)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def all_sum(values: np.ndarray) -> np.ndarray:
