@@ -62,10 +62,10 @@ def main() -> int:
     )
     step("Train", "tools/train.py", "-c", CONFIG)
     test_list = f"DataLoader.Eval.dataset.cls_label_path={FOLDER}/split/test_list.txt"
-    result_file = FOLDER / "test.json"
+    result_file, report = FOLDER / "test.json", FOLDER / "report"
     step(
         "Evaluate the best averaged weights on the test split",
-        *("tools/eval.py", "-c", CONFIG, "-o", WEIGHTS, test_list, "--json", result_file),
+        *("tools/eval.py", "-c", CONFIG, "-o", WEIGHTS, test_list, "--json", result_file, "--report", report),
     )
     images = sorted((FOLDER / "digits/3").glob("*.png"))[:3]
     chosen = f"Infer.infer_imgs={[str(path) for path in images]}"
@@ -80,6 +80,7 @@ def main() -> int:
         ("log", RUN / "train.log"),
         ("weights", f"{RUN}/best_model_ema.pdparams"),
         ("test result", result_file),
+        ("its report", report / "report.html"),
         ("exported model", FOLDER / "inference"),
         ("VisualDL", f"visualdl --logdir {RUN}/vdl"),
     ):
