@@ -5,11 +5,12 @@
 Each network is built with fresh weights and exported (RepLKNet merged). Every engine is a process of its own, so that a
 crash is an answer and thread pools do not meet; all stay alive and are asked in turns, one at a time, so that whatever
 else the machine does falls on all of them. A cell is the median and, in brackets, the lowest time; ratios are those of
-the medians to the faster of the two exports. With `--threads 1 --clock processor` the times are those of the processor,
-which on a machine that is busy otherwise are nearest to what a run takes on an idle one. The first engine's answer is
-what the others are compared with; PyTorch's networks (timm, torchvision) have weights of their own. Needed for ONNX
-Runtime: onnxruntime, paddle2onnx 2.1 and onnx 1.17; for PyTorch: torch, timm, torchvision. A column whose packages are
-missing says so.
+the medians to the fastest of the exports that answer alike. "oneDNN, fused": it computes convolutions and linear layers
+alone, with what is fused into them. With `--threads 1 --clock processor` the times are those of the processor, which on
+a machine that is busy otherwise are nearest to what a run takes on an idle one. The first engine's answer is what the
+others are compared with; PyTorch's networks (timm, torchvision) have weights of their own. Needed for ONNX Runtime:
+onnxruntime, paddle2onnx 2.1 and onnx 1.17; for PyTorch: torch, timm, torchvision. A column whose packages are missing
+says so.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ NETWORKS = (
     *("MicroNet_M0", "MicroNet_M3", "ShuffleNetV2_x1_0", "EfficientNetB0", "EfficientNetLite0", "ResNeXt50_32x4d"),
     *("RepLKNet_31B", "GroupMamba_tiny", "ResNet50", "VGG16", "DenseNet121", "ViT_small_patch16_224"),
 )
-ENGINES = ("dynamic", "inference", "onednn", "onnx", "torch")
-HEADS = ("Paddle", "Paddle Inference", "with oneDNN", "ONNX Runtime", "PyTorch")
+EXPORTS = ("inference", "all", "fused")
+ENGINES = ("dynamic", *EXPORTS, "onnx", "torch")
+HEADS = ("Paddle", "Paddle Inference", "with oneDNN", "oneDNN, fused", "ONNX Runtime", "PyTorch")
 # as the exporter allows: |a - b| <= 1e-5 + 1e-3 |b|
 ABSOLUTE, RELATIVE = 1e-5, 1e-3
 
@@ -97,7 +99,7 @@ def dynamic(name: str, folder: Path, threads: int) -> Run:
     return run
 
 
-def served(folder: Path, threads: int, onednn: bool) -> Run:
+def served(folder: Path, threads: int, onednn: str | None) -> Run:
     from ppcls_ext.serving.model import ServedModel
 
     return ServedModel(folder, threads=threads, onednn=onednn).probabilities
@@ -140,8 +142,9 @@ def pytorch(name: str, folder: Path, threads: int) -> Run:
 
 MAKERS: dict[str, Callable[[str, Path, int], Run]] = {
     "dynamic": dynamic,
-    "inference": lambda name, folder, threads: served(folder, threads, onednn=False),
-    "onednn": lambda name, folder, threads: served(folder, threads, onednn=True),
+    "inference": lambda name, folder, threads: served(folder, threads, onednn=None),
+    "all": lambda name, folder, threads: served(folder, threads, onednn="all"),
+    "fused": lambda name, folder, threads: served(folder, threads, onednn="fused"),
     "onnx": onnx,
     "torch": pytorch,
 }
@@ -335,8 +338,8 @@ def cell(result: Result) -> str:
 
 
 def row(name: str, result: dict[str, Result]) -> str:
-    """A line of the table: milliseconds, and how many times as long the others take as the faster export."""
-    exports = [result[engine] for engine in ("inference", "onednn")]
+    """A line of the table: milliseconds, and how many times as long the others take as the fastest export."""
+    exports = [result[engine] for engine in EXPORTS]
     best = min(export.median for export in exports if isinstance(export, Timed) and export.differs is None)
     others = [result["dynamic"], result["onnx"], result["torch"]]
     ratios = [f"{other.median / best:.2f}" if isinstance(other, Timed) else "" for other in others]

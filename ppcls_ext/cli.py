@@ -116,7 +116,8 @@ def load_model(arguments: argparse.Namespace):
     """The model that `add_model`'s arguments name; what its user should know goes to stderr."""
     from ppcls_ext.serving.model import ServedModel
 
-    served = ServedModel(arguments.model, arguments.device, arguments.threads, False if arguments.no_onednn else None)
+    onednn = None if arguments.no_onednn else "probed"
+    served = ServedModel(arguments.model, arguments.device, arguments.threads, onednn)
     end_by_sigterm()
     for note in served.notes:
         print(f"Warning: {note}", file=sys.stderr)

@@ -104,7 +104,7 @@ def export(config: Config, probe: bool = True) -> Exported:
         write_graph(model, config.Global.image_shape, aside)
         description = describe(config, pipeline, class_names, aside)
         write_description(aside, description)
-        difference = compare(ServedModel(aside, onednn=False), images, expected, files)
+        difference = compare(ServedModel(aside, onednn=None), images, expected, files)
         if probe:
             description["OneDNN"] = probe_onednn(aside, images, expected, allowed(expected))
             write_description(aside, description)

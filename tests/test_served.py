@@ -61,7 +61,7 @@ def test_the_exported_folder_carries_its_preprocessing_names_and_digests(exporte
         "DecodeImage", "ResizeImage", "NormalizeImage", "ToCHWImage",
     ]  # fmt: skip
     served = ServedModel(exported)
-    assert served.onednn == description["OneDNN"]["enabled"]
+    assert served.onednn == (description["OneDNN"]["operators"] if description["OneDNN"]["enabled"] else None)
     for batch in (1, 3):  # the batch is dynamic
         assert served.probabilities(np.zeros((batch, 3, 32, 32), np.float32)).shape == (batch, 3)
 

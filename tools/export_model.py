@@ -24,7 +24,8 @@ def main() -> int:
     for file in done.compared:
         print(f"  {file}")
     if done.onednn["enabled"]:
-        print(f"served with oneDNN: its largest difference is {done.onednn['largest_difference']:.3g}")
+        found = done.onednn
+        print(f"served with oneDNN ({found['operators']}): its largest difference is {found['largest_difference']:.3g}")
     else:
         print(f"served without oneDNN: {done.onednn['reason']}")
     print(f"exported to {done.folder}")

@@ -11,7 +11,7 @@ import hashlib
 import json
 import reprlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
@@ -25,7 +25,11 @@ from ppcls_ext.transforms import build_transforms
 DESCRIPTION_FILE = "inference.yml"
 PARAMETERS_FILE = "inference.pdiparams"
 GRAPH_FILES = ("inference.json", "inference.pdmodel")
+# What of a graph oneDNN computes: all that it can, or convolutions and linear layers with what is fused into them.
+ONEDNN_OPERATORS = ("all", "fused")
 NEW = "new."  # before the name of a file that an export is about to rename; Paddle goes by how names end
+
+_PLACEMENT = "onednn_placement_pass"  # gives oneDNN what no other pass has fused for it
 
 _Count = Annotated[int, Field(gt=0, strict=True)]
 
@@ -56,6 +60,7 @@ class _PostProcess(BaseModel, extra="forbid"):
 
 class _OneDNN(BaseModel):
     enabled: Annotated[bool, Field(strict=True)]
+    operators: Literal["all", "fused"] = "all"
 
 
 class _Description(BaseModel):
@@ -125,22 +130,26 @@ def digest_of(operators: list[dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(operators, sort_keys=True).encode("utf-8")).hexdigest()
 
 
-def onednn_probed(description: dict[str, Any]) -> bool:
-    """Whether the export was found to answer alike with oneDNN, by the version of Paddle that is here."""
+def onednn_probed(description: dict[str, Any]) -> str | None:
+    """The operators with which oneDNN was found to answer alike, by the version of Paddle that is here."""
     import paddle
 
     found = description.get("OneDNN") or {}
-    return found.get("enabled", False) and found.get("paddle") == paddle.__version__
+    fits = found.get("enabled", False) and found.get("paddle") == paddle.__version__
+    return found.get("operators", "all") if fits else None
 
 
 class ServedModel:
-    """Paddle Inference on an exported folder, with the transforms of training. `notes` are for the user."""
+    """Paddle Inference on an exported folder, with the transforms of training. `notes` are for the user.
 
-    def __init__(self, folder: Path, device: str = "cpu", threads: int = 1, onednn: bool | None = None) -> None:
+    `onednn` says which operators of it oneDNN computes (`ONEDNN_OPERATORS`), None if none.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu", threads: int = 1, onednn: str | None = "probed") -> None:
         """`device` is cpu or gpu; `threads` are those of the CPU's mathematics.
 
-        With oneDNN on a CPU if it was found to answer alike when the model was exported, by the version of Paddle that
-        is here; `onednn` True or False decides otherwise.
+        `onednn`, on a CPU: "probed", what answered alike and fastest when the model was exported, by the version of
+        Paddle that is here; None, or one of `ONEDNN_OPERATORS`, whatever was found.
         """
         processor.prepare_mkl()  # as the tools do that train and export; it counts before Paddle's first import
         self.folder = folder
@@ -162,7 +171,7 @@ class ServedModel:
         self.threshold: float = post.get("threshold", 0.0)
         self.class_names: list[str] | None = post["label_list"]
 
-    def _load(self, device: str, threads: int, onednn: bool | None) -> None:
+    def _load(self, device: str, threads: int, onednn: str | None) -> None:
         import paddle
         from paddle import inference
 
@@ -170,9 +179,12 @@ class ServedModel:
         graph = next(files[name] for name in GRAPH_FILES if name in files)
         options = inference.Config(str(graph), str(files[PARAMETERS_FILE]))
         options.disable_glog_info()
-        self.onednn = device == "cpu" and (onednn_probed(self.description) if onednn is None else onednn)
+        wanted = onednn_probed(self.description) if onednn == "probed" else onednn
+        self.onednn = wanted if device == "cpu" else None
         if self.onednn:
             options.enable_mkldnn()
+            if self.onednn == "fused":
+                options.delete_pass(_PLACEMENT)
         else:
             options.disable_mkldnn()  # on by default in some versions
         if device == "gpu" and not paddle.is_compiled_with_cuda():

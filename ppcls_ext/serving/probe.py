@@ -1,9 +1,10 @@
-"""Whether oneDNN may serve an exported model: tried in a process of its own, where a crash is an answer.
+"""Whether oneDNN may serve an exported model: tried in processes of their own, where a crash is an answer.
 
 oneDNN's kernels are several times as fast as Paddle's own for most graphs on a CPU, but some graphs end in a
-segmentation fault with them, some answers differ, and some take longer. The other process is
-`python -m ppcls_ext.serving.probe FOLDER IMAGES ANSWERS`: it serves the images of one .npy file with oneDNN, writes the
-answers to another, and prints what a single image takes without and with it.
+segmentation fault with them, some answers differ, and some take longer: operators between those that gain are slower
+there, or their results are moved from one layout to another. So both of `ONEDNN_OPERATORS` are tried. The other process
+is `python -m ppcls_ext.serving.probe FOLDER OPERATORS IMAGES ANSWERS`: it serves the images of one .npy file with
+oneDNN, writes the answers to another, and prints what a single image takes without and with it.
 """
 
 from __future__ import annotations
@@ -14,61 +15,91 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+import ppcls_ext
+from ppcls_ext.serving.model import GRAPH_FILES, ONEDNN_OPERATORS, ServedModel
 
 # A probe that takes longer than this (seconds) is stuck.
 PATIENCE = 600.0
 TIMED_RUNS = 7
 
 
-def probe_onednn(folder: Path, images: np.ndarray, expected: np.ndarray, allowed: np.ndarray) -> dict[str, Any]:
-    """What `inference.yml` says under OneDNN: {"enabled": True, "largest_difference": 1e-7, "paddle": "3.3.1"}.
+@dataclass(frozen=True)
+class _Found:
+    """What a process that answered alike and faster has measured."""
 
-    Or {"enabled": False, "reason": ..., "paddle": ...} where it crashed, an answer differed from `expected` (N,
-    classes) by more than `allowed`, or it was not faster. The images are served together, then the first alone, then
+    largest_difference: float
+    ratio: float  # of the time with oneDNN to that without
+
+
+def probe_onednn(folder: Path, images: np.ndarray, expected: np.ndarray, allowed: np.ndarray) -> dict[str, Any]:
+    """What `inference.yml` says under OneDNN, of the faster operators that do: {"enabled": True, "operators": "fused",
+    "largest_difference": 1e-7, "paddle": "3.3.1"}.
+
+    Or {"enabled": False, "reason": ..., "paddle": ...} where each crashed, answered otherwise than `expected` (N,
+    classes) by more than `allowed`, or was not faster. The images are served together, then the first alone, then
     together again: the batch is dynamic.
     """
     import paddle
 
+    # In the graphs of PaddlePaddle 2.6 nothing is fused for oneDNN but what it was given before.
+    tried = ONEDNN_OPERATORS if (folder / GRAPH_FILES[0]).is_file() else ("all",)
+    found, reasons = {}, []
+    for operators in tried:
+        outcome = _probe(folder, operators, images, expected, allowed)
+        if isinstance(outcome, _Found):
+            found[operators] = outcome
+        else:
+            reasons.append(f"{operators}: {outcome}")
+    if not found:
+        return {"enabled": False, "reason": "; ".join(reasons), "paddle": paddle.__version__}
+    best = min(found, key=lambda operators: found[operators].ratio)
+    difference = found[best].largest_difference
+    return {"enabled": True, "operators": best, "largest_difference": difference, "paddle": paddle.__version__}
+
+
+def _probe(folder: Path, operators: str, images: np.ndarray, expected: np.ndarray, allowed: np.ndarray) -> _Found | str:
+    """What a process found that serves with these operators, or why it cannot serve."""
     given, answered = folder / "probe_images.npy", folder / "probe_answers.npy"
     np.save(given, images)
-    command = [sys.executable, "-m", "ppcls_ext.serving.probe", str(folder), str(given), str(answered)]
-    package = Path(__file__).resolve().parents[1]  # it need not be installed
-    path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "ppcls_ext.serving.probe", str(folder), operators, str(given), str(answered)]
+    code = Path(ppcls_ext.__file__).resolve().parents[1]  # it need not be installed
+    path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path}
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, env=environment
         )
         if done.returncode:
-            return _off(f"serving with it {_ending(done.returncode)}", paddle.__version__)
+            return f"serving with it {_ending(done.returncode, done.stderr)}"
         answers = np.load(answered)
         plain, fast = (float(word) for word in done.stdout.splitlines()[-1].split())
     except subprocess.TimeoutExpired:
-        return _off(f"serving with it did not end within {PATIENCE:g} s", paddle.__version__)
+        return f"serving with it did not end within {PATIENCE:g} s"
     finally:
         given.unlink()
         answered.unlink(missing_ok=True)
     order = _order(len(images))
     if answers.shape != expected[order].shape:  # of some graphs it answers about the first image of a batch alone
-        return _off(f"answers with it are {len(answers)} to {len(order)} images", paddle.__version__)
+        return f"answers with it are {len(answers)} to {len(order)} images"
     difference = np.abs(answers - expected[order])
     if not (difference <= allowed[order]).all():
-        return _off(f"answers with it differ by up to {difference.max():.3g}", paddle.__version__)
+        return f"answers with it differ by up to {difference.max():.3g}"
     if fast >= plain:
-        return _off(f"with it an image takes {fast:.1f} ms, without it {plain:.1f} ms", paddle.__version__)
-    return {"enabled": True, "largest_difference": float(difference.max()), "paddle": paddle.__version__}
+        return f"with it an image takes {fast:.1f} ms, without it {plain:.1f} ms"
+    return _Found(float(difference.max()), fast / plain)
 
 
-def _off(reason: str, version: str) -> dict[str, Any]:
-    return {"enabled": False, "reason": reason, "paddle": version}
-
-
-def _ending(status: int) -> str:
-    return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+def _ending(status: int, errors: str) -> str:
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}"
+    said = errors.strip().rpartition("\n")[2]
+    return f"ended with status {status}" + (f": {said}" if said else "")
 
 
 def _order(count: int) -> list[int]:
@@ -78,13 +109,11 @@ def _order(count: int) -> list[int]:
 
 def main() -> None:
     """The other process."""
-    from ppcls_ext.serving.model import ServedModel
-
-    folder, given, answered = map(Path, sys.argv[1:])
+    folder, operators, given, answered = sys.argv[1:]
     images = np.load(given)
-    served = ServedModel(folder, onednn=True)
+    served = ServedModel(Path(folder), onednn=operators)
     np.save(answered, np.concatenate([served.probabilities(part) for part in (images, images[:1], images)]))
-    models = (ServedModel(folder, onednn=False), served)
+    models = (ServedModel(Path(folder), onednn=None), served)
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(TIMED_RUNS):  # in turns, so that what else the machine does falls on both
         for model, own in zip(models, times):
