@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -10,14 +11,17 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from conftest import REPOSITORY, Run, answers_in, config_of, weights
+from fastapi import HTTPException
 
 from ppcls_ext import config, export
+from ppcls_ext.serving import http
 
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever the environment says
 TELEPHONE = b"\0\0\0\x18ftypheic" + bytes(100)
@@ -126,6 +130,27 @@ def test_a_form_is_told_what_the_body_should_be(server: Server) -> None:
     assert refused.value.code == 415 and b"curl --data-binary @photo.jpg" in refused.value.read()
     described = json.loads(server.ask("/openapi.json")[1])["paths"]["/predict"]["post"]
     assert described["requestBody"]["content"] == {"image/*": {"schema": {"type": "string", "format": "binary"}}}
+
+
+def test_a_client_that_leaves_or_sends_half_a_file_disturbs_nobody(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, port = server.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as leaves:
+        leaves.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
+    assert server.ask("/health")[0] == 200  # the fixture looks at what the server said at its end
+
+    class Slow:
+        headers: ClassVar[dict[str, str]] = {}
+
+        async def stream(self) -> AsyncIterator[bytes]:
+            yield b"half"
+            await asyncio.sleep(60)
+
+    monkeypatch.setattr(http, "BODY_SECONDS", 0.05)
+    with pytest.raises(HTTPException) as refused:
+        asyncio.run(http.body_of(Slow(), most_bytes=1000))
+    assert (refused.value.status_code, refused.value.detail) == (408, "the body did not come within 0.05 s")
 
 
 def test_a_mistake_of_the_request_is_named(server: Server, pictures: Path) -> None:

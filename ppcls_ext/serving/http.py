@@ -4,9 +4,9 @@ POST /predict   the bytes of one image file -> {"class_ids": [...], "scores": [.
 GET  /health    what is served
 GET  /          a page to try photographs on
 
-What cannot be answered is {"detail": why}: 413 for a longer file than is admitted, 415 for a form, 422 for what is no
-image or another mistake of the request, 500 where the model fails. Many may ask at once: images are prepared side by
-side, the model answers one after another.
+What cannot be answered is {"detail": why}: 408 for a file that does not come, 413 for a longer one than is admitted,
+415 for a form, 422 for what is no image or another mistake of the request, 500 where the model fails. Many may ask at
+once: images are prepared side by side, the model answers one after another.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import uvicorn
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, fail_after, to_thread
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.requests import ClientDisconnect
 
 from ppcls_ext.errors import Refused, RunFailed
 from ppcls_ext.serving.model import ServedModel
@@ -31,6 +32,7 @@ from ppcls_ext.transforms import DecodeError
 
 MOST_AT_ONCE = 64  # connections; more are answered with 503
 IMAGE = {"image/*": {"schema": {"type": "string", "format": "binary"}}}  # what OpenAPI says of the body
+BODY_SECONDS = 60  # for a request's body to come; who sends half of one would keep a connection for good
 LAST_SECONDS = 10  # for what was asked before the server is to end
 
 
@@ -74,16 +76,22 @@ def application(model: ServedModel, topk: int | None, most_bytes: int) -> FastAP
 
 
 async def body_of(request: Request, most_bytes: int) -> bytes:
-    """The request's body; one that is longer is refused before it is read to the end."""
+    """The request's body; one that is too long, or takes longer than `BODY_SECONDS`, is not read to the end."""
     if request.headers.get("content-type", "").startswith("multipart/"):
         raise HTTPException(
             415, "a form; the body is the image file itself: curl --data-binary @photo.jpg ADDRESS/predict"
         )
     received = bytearray()
-    async for part in request.stream():
-        received += part
-        if len(received) > most_bytes:
-            raise HTTPException(413, f"more than {most_bytes} bytes (--max-megabytes)")
+    try:
+        with fail_after(BODY_SECONDS):
+            async for part in request.stream():
+                received += part
+                if len(received) > most_bytes:
+                    raise HTTPException(413, f"more than {most_bytes} bytes (--max-megabytes)")
+    except TimeoutError as error:
+        raise HTTPException(408, f"the body did not come within {BODY_SECONDS} s") from error
+    except ClientDisconnect as error:  # nobody reads this answer
+        raise HTTPException(400, "the connection was closed before the end of the body") from error
     return bytes(received)
 
 
