@@ -106,14 +106,10 @@ def served(folder: Path, threads: int, onednn: str | None) -> Run:
 
 
 def onnx(name: str, folder: Path, threads: int) -> Run:
-    import onnxruntime
+    from ppcls_ext.serving.engines import onnx_runtime
+    from ppcls_ext.serving.model import ONNX_FILE
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    file = str(folder / "model.onnx")
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    name_of_input = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name_of_input: images})[0]
+    return onnx_runtime(folder / ONNX_FILE, "cpu", threads)
 
 
 def pytorch(name: str, folder: Path, threads: int) -> Run:
@@ -154,12 +150,12 @@ def write_export(name: str, folder: Path) -> None:
     """The exported network, as tools/export_model.py writes it, without the comparison."""
     import yaml
 
-    from ppcls_ext.export import write_graph
     from ppcls_ext.files import file_digest
-    from ppcls_ext.serving.model import DESCRIPTION_FILE, GRAPH_FILES, PARAMETERS_FILE
+    from ppcls_ext.graphs import write_graph
+    from ppcls_ext.serving.model import DESCRIPTION_FILE, MODEL_FILES
 
     write_graph(with_softmax(name), [3, SIZE, SIZE], folder)
-    names = [file for file in (*GRAPH_FILES, PARAMETERS_FILE) if (folder / file).is_file()]
+    names = [file for file in MODEL_FILES if (folder / file).is_file()]
     description = {
         "Global": {"model_name": name, "image_shape": [3, SIZE, SIZE]},
         "PreProcess": {"transform_ops": [{"DecodeImage": {}}, {"ResizeImage": {"size": SIZE}}, {"NormalizeImage": {}}]},
@@ -170,26 +166,10 @@ def write_export(name: str, folder: Path) -> None:
 
 
 def write_onnx(name: str, folder: Path) -> None:
-    """`model.onnx`; ONNX has no complex numbers, so RepLKNet's large kernels are exported as plain convolutions."""
-    import paddle
-    import paddle2onnx
-    from paddle.nn import functional
+    """`inference.onnx` as tools/export_model.py --onnx writes it, without the comparison."""
+    from ppcls_ext import graphs
 
-    from ppcls_ext.export import write_graph
-    from ppcls_ext.serving.model import GRAPH_FILES, PARAMETERS_FILE
-
-    def softplus(x: paddle.Tensor) -> paddle.Tensor:
-        return functional.relu(x) + paddle.log1p(paddle.exp(-paddle.abs(x)))
-
-    functional.softplus = softplus  # paddle2onnx 2.1 takes the arguments of Paddle's for others and refuses it
-    source = folder / "for_onnx"
-    source.mkdir()
-    # for every size: where the size of the map is not known, the direct convolution is exported
-    size = [None, None] if name.startswith("RepLKNet") else [SIZE, SIZE]
-    write_graph(with_softmax(name), [3, *size], source)
-    graph = next(source / file for file in GRAPH_FILES if (source / file).is_file())
-    files = str(graph), str(source / PARAMETERS_FILE), str(folder / "model.onnx")
-    paddle2onnx.export(*files, opset_version=17, enable_optimize=False)  # which would install packages
+    graphs.write_onnx(with_softmax(name), [3, SIZE, SIZE], folder)
 
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}

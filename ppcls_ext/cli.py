@@ -109,6 +109,8 @@ def add_model(tool: argparse.ArgumentParser) -> None:
     tool.add_argument("--topk", type=positive, default=None, help="classes to name (default: as exported)")
     tool.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     tool.add_argument("--threads", type=thread_count, default=1, help="threads of the CPU's mathematics")
+    about = "paddle: Paddle Inference (default); onnx: ONNX Runtime, without Paddle"
+    tool.add_argument("--engine", choices=("paddle", "onnx"), default="paddle", help=about)
     tool.add_argument("--no-onednn", action="store_true", help="serve without oneDNN even where it answers alike")
 
 
@@ -117,7 +119,7 @@ def load_model(arguments: argparse.Namespace):
     from ppcls_ext.serving.model import ServedModel
 
     onednn = None if arguments.no_onednn else "probed"
-    served = ServedModel(arguments.model, arguments.device, arguments.threads, onednn)
+    served = ServedModel(arguments.model, arguments.device, arguments.threads, onednn, arguments.engine)
     end_by_sigterm()
     for note in served.notes:
         print(f"Warning: {note}", file=sys.stderr)

@@ -25,12 +25,14 @@ from ppcls_ext.config.fit import answer_problems, infer_problems
 from ppcls_ext.device import choose_device
 from ppcls_ext.errors import Refused, RunFailed, refuse_all
 from ppcls_ext.files import abandoned, file_digest, folder_problem, locked, sync_folder, write_file
+from ppcls_ext.graphs import refuse_without_onnx, write_graph, write_onnx
 from ppcls_ext.log import RunLog
 from ppcls_ext.serving.model import (
     DESCRIPTION_FILE,
     GRAPH_FILES,
+    MODEL_FILES,
     NEW,
-    PARAMETERS_FILE,
+    ONNX_FILE,
     ServedModel,
     digest_of,
     read_description,
@@ -69,13 +71,16 @@ class Exported:
     compared: list[str]
     largest_difference: float
     onednn: dict[str, Any]  # of inference.yml
+    onnx: dict[str, Any] | None  # of inference.yml, where it was asked for
 
 
-def export(config: Config, probe: bool = True) -> Exported:
-    """Export `Global.pretrained_model` to `Global.save_inference_dir`; `probe` tries oneDNN.
+def export(config: Config, probe: bool = True, onnx: bool = False) -> Exported:
+    """Export `Global.pretrained_model` to `Global.save_inference_dir`; `probe` tries oneDNN, `onnx` adds ONNX.
 
     Raises `Refused` without weights, transforms or real images, `RunFailed` when the static model differs.
     """
+    if onnx:
+        refuse_without_onnx()
     refuse_all(
         "The configuration cannot be exported", answer_problems(config.Infer.PostProcess.name, config.DataLoader)
     )
@@ -97,19 +102,24 @@ def export(config: Config, probe: bool = True) -> Exported:
             "(by Infer.transforms, or without them as DataLoader.Eval does): "
             f"set -o Global.image_shape='{list(images.shape[1:])}' or change the transforms"
         )
-    model = _WithProbabilities(network, config.Infer.PostProcess.name == "MultiLabelThreshOutput")
-    expected = answers(model, images)
+    several_labels = config.Infer.PostProcess.name == "MultiLabelThreshOutput"
+    expected = answers(_WithProbabilities(network, several_labels), images)
     merged = merge_branches(network)
     with folder_aside(folder) as aside:
-        write_graph(model, config.Global.image_shape, aside)
+        write_graph(_WithProbabilities(network, several_labels), config.Global.image_shape, aside)
+        if onnx:
+            write_onnx(_WithProbabilities(network, several_labels), config.Global.image_shape, aside)
         description = describe(config, pipeline, class_names, aside)
         write_description(aside, description)
         difference = compare(ServedModel(aside, onednn=None), images, expected, files)
+        if onnx:
+            description["ONNX"] = compared_onnx(aside, images, expected, files)
         if probe:
             description["OneDNN"] = probe_onednn(aside, images, expected, allowed(expected))
-            write_description(aside, description)
+        write_description(aside, description)
         take_places(aside, folder)
-    return Exported(folder, loaded, merged, list(dict.fromkeys(files)), difference, description["OneDNN"])
+    compared = list(dict.fromkeys(files))
+    return Exported(folder, loaded, merged, compared, difference, description["OneDNN"], description.get("ONNX"))
 
 
 @contextmanager
@@ -176,20 +186,13 @@ def real_images(config: Config, pipeline: Pipeline) -> tuple[list[str], np.ndarr
     return [str(file) for file in files], np.stack(images)
 
 
-def write_graph(model: paddle.nn.Layer, image_shape: list[int], folder: Path) -> None:
-    """`inference.json` or `inference.pdmodel`, and `inference.pdiparams`, for any batch size."""
-    model.eval()
-    spec = [paddle.static.InputSpec([None, *image_shape], "float32", name="x")]
-    paddle.jit.save(paddle.jit.to_static(model, input_spec=spec, full_graph=True), str(folder / "inference"))
-
-
 def write_description(folder: Path, description: dict[str, Any]) -> None:
     write_file(folder / DESCRIPTION_FILE, yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
 
 
 def describe(config: Config, pipeline: Pipeline, class_names: list[str] | None, folder: Path) -> dict[str, Any]:
     """What `inference.yml` says, before oneDNN was tried."""
-    names = [name for name in (*GRAPH_FILES, PARAMETERS_FILE) if (folder / name).is_file()]
+    names = [name for name in MODEL_FILES if (folder / name).is_file()]
     process, operators = config.Infer.PostProcess, pipeline.to_config()
     given = {"topk": 5} if process.name == "Topk" else {"threshold": 0.5}
     how = {name: process.arguments.get(name, default) for name, default in given.items()}
@@ -212,12 +215,13 @@ def compare(served: ServedModel, images: np.ndarray, expected: np.ndarray, files
 
     Raises `RunFailed` when one is too large.
     """
+    what = "the static model" if served.engine == "paddle" else "the ONNX model"
     largest = 0.0
     for count in (len(images), 1):
         got = served.probabilities(images[:count])
         if got.shape != expected[:count].shape:
             raise RunFailed(
-                f"the static model answers about {count} images with {got.shape}, the trained one with "
+                f"{what} answers about {count} images with {got.shape}, the trained one with "
                 f"{expected[:count].shape}; nothing was exported"
             )
         difference = np.abs(got - expected[:count])
@@ -225,11 +229,19 @@ def compare(served: ServedModel, images: np.ndarray, expected: np.ndarray, files
         if wrong.any():
             worst = int(wrong.any(axis=-1).argmax())
             raise RunFailed(
-                f"the static model differs from the trained one by up to {difference.max():.3g} "
+                f"{what} differs from the trained one by up to {difference.max():.3g} "
                 f"(first on {files[worst]}; allowed: {ABSOLUTE:g} + {RELATIVE:g} x value); nothing was exported"
             )
         largest = max(largest, float(difference.max()))
     return largest
+
+
+def compared_onnx(folder: Path, images: np.ndarray, expected: np.ndarray, files: list[str]) -> dict[str, Any]:
+    """What `inference.yml` says of `inference.onnx`. Raises `RunFailed` where ONNX Runtime answers otherwise."""
+    import onnxruntime
+
+    difference = compare(ServedModel(folder, engine="onnx"), images, expected, files)
+    return {"largest_difference": difference, "onnxruntime": onnxruntime.__version__}
 
 
 def take_places(aside: Path, folder: Path) -> None:
@@ -238,7 +250,7 @@ def take_places(aside: Path, folder: Path) -> None:
     They come as `new.<name>` first. The new model counts from the moment at which its description has its own name:
     `served.read_description` finds by their digests what an export that was killed right then left so.
     """
-    names = [name for name in (*GRAPH_FILES, PARAMETERS_FILE) if (aside / name).is_file()]
+    names = [name for name in MODEL_FILES if (aside / name).is_file()]
     with locked(folder):
         with suppress(Refused):  # of no model, or of a damaged one, there is nothing to keep
             for name, file in read_description(folder)[1].items():
@@ -254,7 +266,7 @@ def take_places(aside: Path, folder: Path) -> None:
         sync_folder(folder)
         for name in names:
             os.replace(folder / (NEW + name), folder / name)
-        for name in GRAPH_FILES:
+        for name in (*GRAPH_FILES, ONNX_FILE):
             (folder / (NEW + name)).unlink(missing_ok=True)
             if name not in names:
                 (folder / name).unlink(missing_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,9 @@ import paddle
 import pytest
 from paddle import nn
 
+from ppcls_ext import config
 from ppcls_ext.backbones import facts, published_names
+from ppcls_ext.export import Exported, export
 
 # A published network with more parameters than this takes minutes in the tests of every network.
 LARGE = 12_000_000
@@ -133,3 +137,22 @@ def small_network() -> nn.Layer:
 def arrays_of(network: nn.Layer) -> dict[str, np.ndarray]:
     """A network's tensors by name."""
     return {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+
+
+def export_network(
+    network: nn.Layer, name: str, arguments: dict[str, Any], size: int, folder: Path, onnx: bool = False
+) -> Exported:
+    """The export of a network with its present weights, compared on scikit-learn's two photographs."""
+    paddle.save(network.state_dict(), str(folder / "weights.pdparams"))
+    operators = [{"DecodeImage": {}}, {"ResizeImage": {"size": size}}, {"NormalizeImage": {}}]
+    given = {
+        "Global": {
+            "pretrained_model": str(folder / "weights"),
+            "image_shape": [3, size, size],
+            "save_inference_dir": str(folder / "inference"),
+        },
+        "Arch": {"name": name, "class_num": network.num_classes, **arguments},
+        "Infer": {"transforms": operators},
+    }
+    (folder / "config.yaml").write_text(json.dumps(given), encoding="utf-8")
+    return export(config.load(folder / "config.yaml", [], []), probe=False, onnx=onnx)

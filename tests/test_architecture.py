@@ -11,7 +11,7 @@ import pytest
 
 # A module may import what stands in its own row or above it.
 LAYERS = [
-    {"errors", "files", "processor"},
+    {"errors", "files", "processor", "apart"},
     {"registry", "distributed", "checkpoint", "pickles", "log", "layers", "ops"},
     {"transforms", "serving"},
     {"config"},
@@ -20,7 +20,7 @@ LAYERS = [
     {"report"},
     {"training"},
     {"engine"},
-    {"lr_range", "averaging", "preview", "trained", "export"},
+    {"lr_range", "averaging", "preview", "trained", "export", "graphs"},
     {"cli"},
 ]
 # On top of the table of backbones stand the few names of `import ppcls_ext`.

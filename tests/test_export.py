@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import paddle
 import pytest
 from conftest import Run
-from networks import SMALL, lively
+from networks import SMALL, export_network, lively
 from paddle import nn
 
-from ppcls_ext import config, create_model
+from ppcls_ext import create_model
 from ppcls_ext.backbones import facts
-from ppcls_ext.export import Exported, answers, export
+from ppcls_ext.export import answers
 from ppcls_ext.serving.model import ServedModel, onednn_probed
 from ppcls_ext.serving.probe import probe_onednn
 
@@ -28,23 +26,6 @@ SMALLEST = (
     *("MicroNet_M0", "ShuffleNetV2_x0_25", "EfficientNetB0", "EfficientNetLite0", "ResNeXt50_32x4d", "ResNet50"),
     *("RepLKNet_31B", "GroupMamba_tiny", "ResNetV2_50", "VGG16", "DenseNet121", "ViT_tiny_patch16_224"),
 )
-
-
-def export_network(network: nn.Layer, name: str, arguments: dict[str, Any], size: int, folder: Path) -> Exported:
-    """The export of a network with its present weights, compared on scikit-learn's two photographs."""
-    paddle.save(network.state_dict(), str(folder / "weights.pdparams"))
-    operators = [{"DecodeImage": {}}, {"ResizeImage": {"size": size}}, {"NormalizeImage": {}}]
-    given = {
-        "Global": {
-            "pretrained_model": str(folder / "weights"),
-            "image_shape": [3, size, size],
-            "save_inference_dir": str(folder / "inference"),
-        },
-        "Arch": {"name": name, "class_num": network.num_classes, **arguments},
-        "Infer": {"transforms": operators},
-    }
-    (folder / "config.yaml").write_text(json.dumps(given), encoding="utf-8")
-    return export(config.load(folder / "config.yaml", [], []), probe=False)
 
 
 @pytest.mark.parametrize("name", SMALL)

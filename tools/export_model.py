@@ -10,11 +10,12 @@ from ppcls_ext import cli
 def main() -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--no-onednn", action="store_true", help="do not try whether oneDNN may serve the model")
+    parser.add_argument("--onnx", action="store_true", help="write inference.onnx for ONNX Runtime as well")
     arguments = parser.parse_args()
     config = cli.load_config(arguments, needs=[])
     from ppcls_ext.export import export
 
-    done = export(config, probe=not arguments.no_onednn)
+    done = export(config, probe=not arguments.no_onednn, onnx=arguments.onnx)
     print(done.loaded)
     if done.merged is not None:
         print(f"merged parallel branches: {done.merged} tensors are left; compared with the network before merging")
@@ -28,6 +29,9 @@ def main() -> int:
         print(f"served with oneDNN ({found['operators']}): its largest difference is {found['largest_difference']:.3g}")
     else:
         print(f"served without oneDNN: {done.onednn['reason']}")
+    if done.onnx:
+        found = done.onnx
+        print(f"ONNX Runtime {found['onnxruntime']}: its largest difference is {found['largest_difference']:.3g}")
     print(f"exported to {done.folder}")
     return 0
 

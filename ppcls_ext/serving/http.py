@@ -61,7 +61,13 @@ def application(model: ServedModel, topk: int | None, most_bytes: int) -> FastAP
     @app.get("/health")
     async def health() -> dict[str, Any]:
         name, names = model.description["Global"]["model_name"], model.class_names
-        return {"model": name, "image_shape": model.image_shape, "label_names": names, "onednn": model.onednn}
+        return {
+            "model": name,
+            "image_shape": model.image_shape,
+            "label_names": names,
+            "engine": model.engine,
+            "onednn": model.onednn,
+        }
 
     @app.get("/", response_class=HTMLResponse)
     async def page() -> str:

@@ -1,8 +1,9 @@
-"""An exported folder as Paddle Inference serves it.
+"""An exported folder as Paddle Inference or ONNX Runtime serves it.
 
-The folder holds `inference.json` (PaddlePaddle 3) or `inference.pdmodel` (2.6), `inference.pdiparams`, and
-`inference.yml`: the preprocessing, the class names, the digests of the other two, and whether oneDNN answers as the
-trained network does (see `probe.py`). The network ends in a softmax, or in a sigmoid where an image has several labels.
+The folder holds `inference.json` (PaddlePaddle 3) or `inference.pdmodel` (2.6), `inference.pdiparams`, where it was
+asked for `inference.onnx`, and `inference.yml`: the preprocessing, the class names, the digests of the others, and
+whether oneDNN answers as the trained network does (see `probe.py`). The network ends in a softmax, or in a sigmoid
+where an image has several labels.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import reprlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,16 +22,17 @@ from pydantic import BaseModel, Field, ValidationError
 from ppcls_ext import processor
 from ppcls_ext.errors import Refused, RunFailed, refuse_all
 from ppcls_ext.files import file_digest, locked
+from ppcls_ext.serving.engines import onnx_runtime, paddle_inference
 from ppcls_ext.transforms import build_transforms
 
 DESCRIPTION_FILE = "inference.yml"
 PARAMETERS_FILE = "inference.pdiparams"
 GRAPH_FILES = ("inference.json", "inference.pdmodel")
-# What of a graph oneDNN computes: all that it can, or convolutions and linear layers with what is fused into them.
-ONEDNN_OPERATORS = ("all", "fused")
+ONNX_FILE = "inference.onnx"
+MODEL_FILES = (*GRAPH_FILES, PARAMETERS_FILE, ONNX_FILE)
+# What each engine reads.
+ENGINE_FILES = {"paddle": (*GRAPH_FILES, PARAMETERS_FILE), "onnx": (ONNX_FILE,)}
 NEW = "new."  # before the name of a file that an export is about to rename; Paddle goes by how names end
-
-_PLACEMENT = "onednn_placement_pass"  # gives oneDNN what no other pass has fused for it
 
 _Count = Annotated[int, Field(gt=0, strict=True)]
 
@@ -73,8 +76,8 @@ class _Description(BaseModel):
     OneDNN: _OneDNN | None = None
 
 
-def read_description(folder: Path) -> tuple[dict[str, Any], dict[str, Path]]:
-    """`inference.yml` of an exported folder, and the files that have the digests it names.
+def read_description(folder: Path, names: Collection[str] = MODEL_FILES) -> tuple[dict[str, Any], dict[str, Path]]:
+    """`inference.yml` of an exported folder, and those of the files `names` that have the digests it names.
 
     An export that was killed while it replaced another one leaves files as `new.<name>`: they count as `<name>`.
     """
@@ -92,7 +95,8 @@ def read_description(folder: Path) -> tuple[dict[str, Any], dict[str, Path]]:
         raise Refused(f"{path} is damaged: expected the sections {', '.join(sorted(sections))}; export the model again")
     _refuse_odd_values(path, description)
     files = {}
-    for name, digest in description["Digests"].items():
+    for name in description["Digests"].keys() & names:
+        digest = description["Digests"][name]
         there = [file for file in (folder / name, folder / (NEW + name)) if file.is_file()]
         if not there:
             raise Refused(f"{folder / name} is missing")
@@ -120,7 +124,7 @@ def _refuse_odd_values(path: Path, description: dict[str, Any]) -> None:
                 f"PostProcess: expected Topk or MultiLabelThreshOutput, got {[*description['PostProcess']]}"
             )
         digests = description["Digests"].keys()
-        if PARAMETERS_FILE not in digests or not digests & {*GRAPH_FILES} or digests - {*GRAPH_FILES, PARAMETERS_FILE}:
+        if PARAMETERS_FILE not in digests or not digests & {*GRAPH_FILES} or digests - {*MODEL_FILES}:
             problems.append(f"Digests: expected those of a graph and of {PARAMETERS_FILE}, got {[*digests]}")
     refuse_all(f"{path} cannot be used; mend it, or export the model again", problems)
 
@@ -140,23 +144,38 @@ def onednn_probed(description: dict[str, Any]) -> str | None:
 
 
 class ServedModel:
-    """Paddle Inference on an exported folder, with the transforms of training. `notes` are for the user.
+    """An exported folder and its engine, with the transforms of training. `notes` are for the user.
 
-    `onednn` says which operators of it oneDNN computes (`ONEDNN_OPERATORS`), None if none.
+    `onednn` says which operators oneDNN computes (`ONEDNN_OPERATORS`), None if none.
     """
 
-    def __init__(self, folder: Path, device: str = "cpu", threads: int = 1, onednn: str | None = "probed") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: str = "cpu",
+        threads: int = 1,
+        onednn: str | None = "probed",
+        engine: Literal["paddle", "onnx"] = "paddle",
+    ) -> None:
         """`device` is cpu or gpu; `threads` are those of the CPU's mathematics.
 
-        `onednn`, on a CPU: "probed", what answered alike and fastest when the model was exported, by the version of
-        Paddle that is here; None, or one of `ONEDNN_OPERATORS`, whatever was found.
+        `onednn`, of Paddle Inference on a CPU: "probed", what answered alike and fastest when the model was exported,
+        by the version of Paddle that is here; None, or one of `ONEDNN_OPERATORS`, whatever was found.
         """
         processor.prepare_mkl()  # as the tools do that train and export; it counts before Paddle's first import
-        self.folder = folder
+        self.folder, self.engine = folder, engine
         with locked(folder, shared=True):  # an export that would replace the files waits until they are loaded
-            self._load(device, threads, onednn)
-        self._input = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
-        self._output = self._predictor.get_output_handle(self._predictor.get_output_names()[0])
+            self.description, files = read_description(folder, ENGINE_FILES[engine])
+            if engine == "onnx":
+                self.onednn = None
+                if ONNX_FILE not in files:
+                    raise Refused(f"{folder} has no {ONNX_FILE}; `tools/export_model.py --onnx` writes it")
+                self._run = onnx_runtime(files[ONNX_FILE], device, threads)
+            else:
+                graph = next(files[name] for name in GRAPH_FILES if name in files)
+                wanted = onednn_probed(self.description) if onednn == "probed" else onednn
+                self.onednn = wanted if device == "cpu" else None
+                self._run = paddle_inference(graph, files[PARAMETERS_FILE], device, threads, self.onednn)
         self.image_shape = tuple(self.description["Global"]["image_shape"])
         self.pipeline = build_transforms(self.description["PreProcess"]["transform_ops"], self.image_shape[0])
         [post] = self.description["PostProcess"].values()  # Topk, or MultiLabelThreshOutput
@@ -171,39 +190,11 @@ class ServedModel:
         self.threshold: float = post.get("threshold", 0.0)
         self.class_names: list[str] | None = post["label_list"]
 
-    def _load(self, device: str, threads: int, onednn: str | None) -> None:
-        import paddle
-        from paddle import inference
-
-        self.description, files = read_description(self.folder)
-        graph = next(files[name] for name in GRAPH_FILES if name in files)
-        options = inference.Config(str(graph), str(files[PARAMETERS_FILE]))
-        options.disable_glog_info()
-        wanted = onednn_probed(self.description) if onednn == "probed" else onednn
-        self.onednn = wanted if device == "cpu" else None
-        if self.onednn:
-            options.enable_mkldnn()
-            if self.onednn == "fused":
-                options.delete_pass(_PLACEMENT)
-        else:
-            options.disable_mkldnn()  # on by default in some versions
-        if device == "gpu" and not paddle.is_compiled_with_cuda():
-            raise Refused("--device gpu: this build of PaddlePaddle has no GPU support; take --device cpu")
-        if device == "gpu":
-            options.enable_use_gpu(256, 0)
-        else:
-            options.disable_gpu()
-            options.set_cpu_math_library_num_threads(threads)
-        self._predictor = inference.create_predictor(options)
-
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """float32 (N, C, H, W) -> (N, classes)."""
         if images.shape[1:] != self.image_shape:
             raise Refused(f"this model takes images of shape {self.image_shape}, got {images.shape[1:]}")
-        self._input.reshape(images.shape)
-        self._input.copy_from_cpu(np.ascontiguousarray(images, dtype=np.float32))
-        self._predictor.run()
-        answered = self._output.copy_to_cpu()
+        answered = self._run(np.ascontiguousarray(images, dtype=np.float32))
         if len(answered) != len(images):  # seen with oneDNN: the first of a batch alone
             raise RunFailed(f"{self.folder}: {len(answered)} answers to {len(images)} images; export the model again")
         if self.class_names is not None and len(self.class_names) != answered.shape[1]:

@@ -9,10 +9,7 @@ oneDNN, writes the answers to another, and prints what a single image takes with
 
 from __future__ import annotations
 
-import os
-import signal
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -21,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-import ppcls_ext
-from ppcls_ext.serving.model import GRAPH_FILES, ONEDNN_OPERATORS, ServedModel
+from ppcls_ext.apart import Failed, run_apart
+from ppcls_ext.serving.engines import ONEDNN_OPERATORS
+from ppcls_ext.serving.model import GRAPH_FILES, ServedModel
 
 # A probe that takes longer than this (seconds) is stuck.
 PATIENCE = 600.0
@@ -67,20 +65,12 @@ def _probe(folder: Path, operators: str, images: np.ndarray, expected: np.ndarra
     """What a process found that serves with these operators, or why it cannot serve."""
     given, answered = folder / "probe_images.npy", folder / "probe_answers.npy"
     np.save(given, images)
-    command = [sys.executable, "-m", "ppcls_ext.serving.probe", str(folder), operators, str(given), str(answered)]
-    code = Path(ppcls_ext.__file__).resolve().parents[1]  # it need not be installed
-    path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, env=environment
-        )
-        if done.returncode:
-            return f"serving with it {_ending(done.returncode, done.stderr)}"
+        said = run_apart("ppcls_ext.serving.probe", folder, operators, given, answered, patience=PATIENCE)
         answers = np.load(answered)
-        plain, fast = (float(word) for word in done.stdout.splitlines()[-1].split())
-    except subprocess.TimeoutExpired:
-        return f"serving with it did not end within {PATIENCE:g} s"
+        plain, fast = (float(word) for word in said.splitlines()[-1].split())
+    except Failed as error:
+        return f"serving with it {error}"
     finally:
         given.unlink()
         answered.unlink(missing_ok=True)
@@ -93,13 +83,6 @@ def _probe(folder: Path, operators: str, images: np.ndarray, expected: np.ndarra
     if fast >= plain:
         return f"with it an image takes {fast:.1f} ms, without it {plain:.1f} ms"
     return _Found(float(difference.max()), fast / plain)
-
-
-def _ending(status: int, errors: str) -> str:
-    if status < 0:
-        return f"ended by {signal.Signals(-status).name}"
-    said = errors.strip().rpartition("\n")[2]
-    return f"ended with status {status}" + (f": {said}" if said else "")
 
 
 def _order(count: int) -> list[int]:
