@@ -95,8 +95,9 @@ def read_description(folder: Path, names: Collection[str] = MODEL_FILES) -> tupl
         raise Refused(f"{path} is damaged: expected the sections {', '.join(sorted(sections))}; export the model again")
     _refuse_odd_values(path, description)
     files = {}
-    for name in description["Digests"].keys() & names:
-        digest = description["Digests"][name]
+    for name, digest in description["Digests"].items():
+        if name not in names:
+            continue
         there = [file for file in (folder / name, folder / (NEW + name)) if file.is_file()]
         if not there:
             raise Refused(f"{folder / name} is missing")
