@@ -272,6 +272,32 @@ def test_a_model_that_answers_about_fewer_images_than_it_was_given_is_stopped(ex
         served.probabilities(images)
 
 
+def test_what_onednn_says_at_the_first_run_does_not_stand_among_the_answers(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from paddle import inference
+
+    class Talks:
+        """Paddle's predictor, which writes to stdout as C++ does."""
+
+        def __init__(self, options: inference.Config) -> None:
+            self._real = create(options)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._real, name)
+
+        def run(self) -> None:
+            os.write(1, b"CheckIfOneDNNSupport\n")
+            self._real.run()
+
+    create = inference.create_predictor
+    monkeypatch.setattr(inference, "create_predictor", Talks)
+    served = ServedModel(exported)
+    served.probabilities(np.zeros((1, *served.image_shape), np.float32))
+    said = capfd.readouterr()
+    assert said.out == "" and "CheckIfOneDNNSupport" in said.err
+
+
 def test_a_name_that_is_not_text_is_printed_and_saved(exported: Path, tmp_path: Path, pictures: Path) -> None:
     odd = tmp_path / os.fsdecode(b"odd\xff.png")
     shutil.copy(pictures / "val/class_0/0.png", odd)

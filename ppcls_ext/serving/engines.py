@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +43,35 @@ def paddle_inference(graph: Path, parameters: Path, device: str, threads: int, o
     given = predictor.get_input_handle(predictor.get_input_names()[0])
     answered = predictor.get_output_handle(predictor.get_output_names()[0])
 
+    quiet: AbstractContextManager[None] = _said_to_stderr()  # the first run chooses kernels, and oneDNN's talk of it
+
     def run(images: np.ndarray) -> np.ndarray:
+        nonlocal quiet
         given.reshape(images.shape)
         given.copy_from_cpu(images)
-        predictor.run()
+        with quiet:
+            predictor.run()
+        quiet = nullcontext()
         return answered.copy_to_cpu()
 
     return run
+
+
+@contextmanager
+def _said_to_stderr() -> Iterator[None]:
+    """Let what C++ writes to stdout, where the answers go, reach stderr."""
+    try:
+        stdout = os.dup(1)
+    except OSError:  # closed by who called
+        yield
+        return
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def onnx_runtime(file: Path, device: str, threads: int) -> Run:
