@@ -103,6 +103,7 @@ def export(config: Config, probe: bool = True, onnx: bool = False) -> Exported:
             f"set -o Global.image_shape='{list(images.shape[1:])}' or change the transforms"
         )
     several_labels = config.Infer.PostProcess.name == "MultiLabelThreshOutput"
+    # A layer of its own for each tracing, which replaces the layer's forward.
     expected = answers(_WithProbabilities(network, several_labels), images)
     merged = merge_branches(network)
     with folder_aside(folder) as aside:
